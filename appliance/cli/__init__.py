@@ -1,0 +1,1 @@
+"""The ``sovctl`` command: parse, call, print. No decisions are made here."""
