@@ -3,7 +3,8 @@
 Run by ``make demo``. Everything it does is a ``sovctl`` command you could type, or the official
 ``openai`` client; each command is printed before it runs. Nothing here is mocked.
 
-State goes to ``.demo/`` in the checkout (keys, bundle, appliance), downloads to ``~/.cache/sovctl``.
+State goes to ``.demo/`` in the checkout (keys, bundle, appliance), downloads to
+``~/.cache/sovctl``.
 The appliance is left running, unless ``CI=true``. Figures are also written to
 ``.demo/summary.json``.
 """

@@ -1,0 +1,172 @@
+"""The main job for real: what ``make demo`` does, then what an operator does to it afterwards.
+
+One appliance is built, installed and used by ``bundles/demo/demo.py``; the tests in this file run
+in order on that one running appliance, because starting it costs most of a minute.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[2]
+SOVCTL = Path(sys.executable).with_name("sovctl")
+BASE = "smollm2-135m-instruct"
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+
+
+@dataclass
+class Appliance:
+    """The appliance the demo left running."""
+
+    folder: Path
+    summary: dict[str, Any]
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "appliance"
+
+    @property
+    def bundle(self) -> Path:
+        return self.folder / "bundle.tar"
+
+    def sovctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [SOVCTL, *arguments],
+            env={**os.environ, "SOVCTL_HOME": str(self.home)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def ask(self, *arguments: str) -> Any:
+        done = self.sovctl(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
+    folder = tmp_path_factory.mktemp("demo")
+    environment = {**os.environ, "SOVCTL_DEMO": str(folder), "CI": "false"}
+    script = CHECKOUT / "bundles" / "demo" / "demo.py"
+    done = subprocess.run([sys.executable, script], env=environment, check=False, timeout=2000)
+    running = Appliance(folder, {})
+    try:
+        assert done.returncode == 0, "make demo failed; its output is above"
+        running.summary = json.loads((folder / "summary.json").read_text())
+        yield running
+    finally:
+        logs = running.home / "logs"
+        if done.returncode and logs.is_dir():
+            for log in sorted(logs.glob("*.log")):
+                print(f"--- {log.name}\n{log.read_text(errors='replace')[-4000:]}")
+        running.sovctl("uninstall", "--yes")
+        assert not running.home.exists(), "uninstall left something behind"
+
+
+def test_tuning_improves_what_it_was_for(appliance: Appliance) -> None:
+    card = appliance.summary["adapter"]["card"]
+    before, after = card["evaluation"]["before"], card["evaluation"]["after"]
+    assert after["loss"] < before["loss"] / 2
+    assert after["letter_accuracy"] > before["letter_accuracy"] + 0.2
+
+
+def test_every_step_is_on_the_ledger(appliance: Appliance) -> None:
+    actions = {entry["action"] for entry in appliance.ask("audit", "log")}
+    assert actions >= {
+        "trust.pin",
+        "bundle.load",
+        "release.install",
+        "release.activate",
+        "seal.closed",
+        "appliance.start",
+        "inference",
+        "key.create",
+        "tune.submit",
+        "tune.finish",
+        "adapter.register",
+        "adapter.promote",
+        "adapter.load",
+        "egress.prove",
+    }
+
+
+def test_a_touched_ledger_is_found(appliance: Appliance) -> None:
+    entries = next((appliance.home / "ledger" / "tile" / "entries").rglob("*.p/*"))
+    whole = entries.read_bytes()
+    entries.write_bytes(whole.replace(b"egress.prove", b"egress.drove", 1))
+    try:
+        assert appliance.sovctl("audit", "verify").returncode == 8
+    finally:
+        entries.write_bytes(whole)
+    assert appliance.sovctl("audit", "verify").returncode == 0
+
+
+def test_without_a_key_nothing_answers(appliance: Appliance) -> None:
+    import httpx
+
+    endpoint = appliance.ask("status")["endpoint"]
+    trusted = ssl.create_default_context(cafile=appliance.home / "tls" / "ca.pem")
+    with httpx.Client(verify=trusted, trust_env=False) as client:
+        assert client.get(f"{endpoint}/v1/models").status_code == 401
+        assert client.get(f"{endpoint}/admin/v1/status").status_code == 401
+        assert client.get(f"{endpoint}/ray/api/jobs/").status_code in (302, 303, 401)
+
+
+def test_raw_ports_are_not_reachable_from_outside(appliance: Appliance) -> None:
+    import socket
+
+    for port in (8000, 8265, 6379):
+        with socket.socket() as probe, pytest.raises(OSError):
+            probe.settimeout(1)
+            probe.connect(("127.0.0.1", port))
+
+
+def test_a_tampered_bundle_is_refused_and_nothing_changes(appliance: Appliance) -> None:
+    bad = appliance.folder / "bad.tar"
+    size = appliance.bundle.stat().st_size
+    subprocess.run(["cp", "--reflink=auto", appliance.bundle, bad], check=True)
+    with bad.open("r+b") as file:
+        file.seek(size // 2)
+        byte = file.read(1)
+        file.seek(size // 2)
+        file.write(bytes([byte[0] ^ 1]))
+    before = (appliance.home / "current").readlink()
+    done = appliance.sovctl("bundle", "verify", str(bad), "--json")
+    assert done.returncode == 3
+    assert "tampered" in json.loads(done.stderr)["error"]["code"]
+    assert (appliance.home / "current").readlink() == before
+    bad.unlink()
+
+
+def test_status_and_doctor_are_content(appliance: Appliance) -> None:
+    status = appliance.ask("status")
+    assert status["phase"] == "healthy"
+    done = appliance.sovctl("doctor")
+    assert done.returncode == 0, done.stdout
+
+
+def test_it_comes_back_after_a_kill(appliance: Appliance) -> None:
+    process = json.loads((appliance.home / "run" / "process.json").read_text())
+    os.kill(process["pid"], signal.SIGKILL)
+    time.sleep(1)
+    done = appliance.sovctl("chat", BASE, "-m", "hello")
+    assert done.returncode == 7
+    assert "sovctl start" in done.stderr
+    assert appliance.sovctl("start").returncode == 0
+    assert appliance.sovctl("chat", BASE, "-m", "hello").returncode == 0
+    assert appliance.sovctl("chat", f"{BASE}:icd10", "-m", "hello").returncode == 0
+    assert appliance.sovctl("audit", "verify").returncode == 0
