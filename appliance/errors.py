@@ -144,3 +144,254 @@ class ManifestInvalid(ApplianceError):
     what = N_("{path}, line {line}: {field} is wrong.")
     why = N_("{reason}")
     fix = N_("Correct that line; {expected}.")
+
+
+# --- trust --------------------------------------------------------------------------------------
+
+
+class TrustNotPinned(ApplianceError):
+    code = "trust-not-pinned"
+    exit_code = ExitCode.REFUSED
+    what = N_("No supplier is trusted here yet, so {bundle} cannot be judged.")
+    why = N_("Trust starts with a fingerprint you have from your supplier by another way.")
+    fix = N_("Run 'sovctl trust pin FINGERPRINT', or give 'sovctl install' --trust FINGERPRINT.")
+
+
+class TrustPinDiffers(ApplianceError):
+    code = "trust-pin-differs"
+    exit_code = ExitCode.REFUSED
+    what = N_("This installation trusts another root than {fingerprint}.")
+    why = N_("It is pinned to {pinned}, and what is installed here was signed under that root.")
+    fix = N_("Check with your supplier. To start over: 'sovctl trust pin --replace {fingerprint}'.")
+
+
+class FingerprintMalformed(ApplianceError):
+    code = "fingerprint-malformed"
+    exit_code = ExitCode.USAGE
+    what = N_("'{fingerprint}' is not a fingerprint.")
+    why = N_("A fingerprint is 64 hexadecimal digits; spaces, colons and dashes are ignored.")
+    fix = N_("Copy it from the supplier's 'sovctl trust show --keys DIR'.")
+
+
+class TrustStateDamaged(ApplianceError):
+    code = "trust-state-damaged"
+    exit_code = ExitCode.REFUSED
+    what = N_("The record of what this installation trusts is damaged: {path}.")
+    why = N_("{reason} Without it an old bundle could pass for a new one.")
+    fix = N_(
+        "Restore {path} from a backup, or start over: 'sovctl trust pin --replace FINGERPRINT'."
+    )
+
+
+class TrustKeysExist(ApplianceError):
+    code = "trust-keys-exist"
+    exit_code = ExitCode.USAGE
+    what = N_("{folder} already holds signing keys.")
+    why = N_("Keys are never overwritten: whoever trusts them would be locked out.")
+    fix = N_("Choose another folder: 'sovctl trust init --out DIR'.")
+
+
+class TrustKeysMissing(ApplianceError):
+    code = "trust-keys-missing"
+    exit_code = ExitCode.NOT_FOUND
+    what = N_("{folder} holds no usable signing keys.")
+    why = N_("{reason}")
+    fix = N_("Run 'sovctl trust init --out {folder}', or name the folder that holds them.")
+
+
+class TrustThresholdInvalid(ApplianceError):
+    code = "trust-threshold-invalid"
+    exit_code = ExitCode.USAGE
+    what = N_("{threshold} of {keys} keys cannot sign a root.")
+    why = N_("The threshold must be at least 1 and at most the number of keys.")
+    fix = N_("Run 'sovctl trust init --threshold 2 --keys 3 --out DIR'.")
+
+
+class PassphraseNeeded(ApplianceError):
+    code = "passphrase-needed"
+    exit_code = ExitCode.USAGE
+    what = N_("The signing keys need a passphrase, and there is no terminal to ask for it.")
+    why = N_("A passphrase is never taken from the command line, where others could read it.")
+    fix = N_("Set SOVCTL_PASSPHRASE_FILE to a file only you can read, or use --passphrase-fd N.")
+
+
+class PassphraseWrong(ApplianceError):
+    code = "passphrase-wrong"
+    exit_code = ExitCode.REFUSED
+    what = N_("{key} cannot be opened.")
+    why = N_("{reason}")
+    fix = N_("Run it again with the passphrase these keys were made with.")
+
+
+# --- bundle and store ---------------------------------------------------------------------------
+
+
+class NotABundle(ApplianceError):
+    code = "not-a-bundle"
+    exit_code = ExitCode.USAGE
+    what = N_("{bundle} is not a sovctl bundle.")
+    why = N_("{reason}")
+    fix = N_("Check the path; a bundle is made by 'sovctl bundle build'.")
+
+
+class BundleTruncated(ApplianceError):
+    code = "bundle-truncated"
+    exit_code = ExitCode.REFUSED
+    what = N_("{bundle} is not complete.")
+    why = N_("{expected} bytes are expected and {actual} are there: a copy was interrupted.")
+    fix = N_("Copy it again from its source, then run 'sovctl bundle verify {bundle}'.")
+
+
+class BundleTampered(ApplianceError):
+    code = "bundle-tampered"
+    exit_code = ExitCode.REFUSED
+    what = N_("{bundle} is not what was signed")
+    why = N_("In {member}: {reason}. A medium went bad, or someone changed the file.")
+    fix = N_("Do not use it. Copy it again from its source, then 'sovctl bundle verify {bundle}'.")
+
+
+class BundleUnsigned(ApplianceError):
+    code = "bundle-unsigned"
+    exit_code = ExitCode.REFUSED
+    what = N_("{bundle} carries no complete signature.")
+    why = N_("{reason}")
+    fix = N_("Ask your supplier for a signed bundle ('sovctl bundle build' signs).")
+
+
+class BundleUntrusted(ApplianceError):
+    code = "bundle-untrusted"
+    exit_code = ExitCode.REFUSED
+    what = N_("{bundle} is not signed by who is trusted here.")
+    why = N_("{reason}")
+    fix = N_("Compare 'sovctl trust show' with the fingerprint your supplier publishes.")
+
+
+class BundleExpired(ApplianceError):
+    code = "bundle-expired"
+    exit_code = ExitCode.REFUSED
+    what = N_("The signature of {bundle} has expired.")
+    why = N_("{reason}")
+    fix = N_("Check this machine's clock ('date -u'); if it is right, ask for a fresh bundle.")
+
+
+class BundleRolledBack(ApplianceError):
+    code = "bundle-rollback"
+    exit_code = ExitCode.REFUSED
+    what = N_("{bundle} is older than what was installed here before.")
+    why = N_("{reason} An old bundle may carry faults that were mended since.")
+    fix = N_("Use the newest bundle. Releases already installed are listed by 'sovctl status'.")
+
+
+class BundleTooNew(ApplianceError):
+    code = "bundle-too-new"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("{bundle} was made for a newer sovctl.")
+    why = N_("Its manifest says schema version {found}; this sovctl reads {supported}.")
+    fix = N_("Update sovctl on this machine, then run it again.")
+
+
+class WrongPlatform(ApplianceError):
+    code = "wrong-platform"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("This bundle is for {wanted}.")
+    why = N_("This machine is {actual}.")
+    fix = N_("Ask your supplier for a bundle for {actual}.")
+
+
+class BlobMissing(ApplianceError):
+    code = "blob-missing"
+    exit_code = ExitCode.FAILED
+    what = N_("{bundle} cannot be written: {blob} is not what was announced.")
+    why = N_("{reason}")
+    fix = N_("Remove that file from the build cache, then run 'sovctl bundle build' again.")
+
+
+class StoreDamaged(ApplianceError):
+    code = "store-damaged"
+    exit_code = ExitCode.REFUSED
+    what = N_("The store {store} is damaged at {blob}.")
+    why = N_("Of a blob that was verified when it came in: {reason}.")
+    fix = N_("Run 'sovctl install BUNDLE' again; it writes what is missing.")
+
+
+class ReleaseUnknown(ApplianceError):
+    code = "release-unknown"
+    exit_code = ExitCode.NOT_FOUND
+    what = N_("There is no release {release} under {home}.")
+    why = N_("It was never installed here, or it was removed.")
+    fix = N_("Run 'sovctl status' to see the releases that are installed.")
+
+
+class ReleaseInUse(ApplianceError):
+    code = "release-in-use"
+    exit_code = ExitCode.USAGE
+    what = N_("Release {release} cannot be removed: it is the current one.")
+    why = N_("The appliance runs from its files.")
+    fix = N_("Install another release first, or run 'sovctl uninstall'.")
+
+
+class ReleaseDamaged(ApplianceError):
+    code = "release-damaged"
+    exit_code = ExitCode.REFUSED
+    what = N_("Release {release} is damaged.")
+    why = N_("{reason}")
+    fix = N_("Run 'sovctl install BUNDLE' again with the bundle it came from.")
+
+
+# --- egress and cluster -------------------------------------------------------------------------
+
+
+class SealUnavailable(ApplianceError):
+    code = "seal-unavailable"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("This machine cannot seal the appliance: {reason}.")
+    why = N_("Without a network namespace nothing would keep data from leaving.")
+    fix = N_("{remedy}. Then run 'sovctl start' again.")
+
+
+class PortTaken(ApplianceError):
+    code = "port-taken"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("Port {port} on 127.0.0.1 is in use.")
+    why = N_("{reason}")
+    fix = N_("Choose another: 'sovctl start --port PORT'. 'ss -ltnp' names who holds this one.")
+
+
+class StartFailed(ApplianceError):
+    code = "start-failed"
+    exit_code = ExitCode.FAILED
+    what = N_("The appliance did not become healthy: it stopped at {phase}.")
+    why = N_("{reason}")
+    fix = N_("Run 'sovctl logs' for the whole story, then 'sovctl start' again.")
+
+
+class StopFailed(ApplianceError):
+    code = "stop-failed"
+    exit_code = ExitCode.FAILED
+    what = N_("The appliance did not stop: process {pid} is still there.")
+    why = N_("{reason}")
+    fix = N_("Run 'sovctl stop' again; if it persists, restart the machine.")
+
+
+class JobUnknown(ApplianceError):
+    code = "job-unknown"
+    exit_code = ExitCode.NOT_FOUND
+    what = N_("Ray knows no job {job}.")
+    why = N_("It was never submitted, or the appliance was restarted since.")
+    fix = N_("List the jobs with 'sovctl tune list'.")
+
+
+class RayRefused(ApplianceError):
+    code = "ray-refused"
+    exit_code = ExitCode.FAILED
+    what = N_("Ray did not carry out '{action}'.")
+    why = N_("{reason}")
+    fix = N_("Run 'sovctl status'; if Ray is not healthy, 'sovctl stop' and 'sovctl start'.")
+
+
+class SealUnknown(ApplianceError):
+    code = "seal-unknown"
+    exit_code = ExitCode.NOT_FOUND
+    what = N_("There is no seal to report on under {home}.")
+    why = N_("{reason}")
+    fix = N_("Start the appliance with 'sovctl start'.")

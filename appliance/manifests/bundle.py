@@ -1,0 +1,202 @@
+"""``bundle.json``: what a bundle holds, and the rules its names and paths obey.
+
+The manifest is canonical JSON (RFC 8785), so one content has one digest; that digest names the
+bundle and the release made from it. The manifest's own digest is what the TUF targets role signs,
+and the manifest's digests cover every blob, so a bundle of 100,000 files has four signatures.
+
+    manifest = BundleManifest.parse(data)      # ValueError unless valid *and* canonical
+    manifest.digest                            # "sha256:…" of those very bytes
+    manifest.blobs()                           # unique blobs, sorted by digest
+
+Paths in here become paths on disk, so they are checked here, once, before anything uses them:
+relative POSIX paths in NFC, no ``.`` or ``..``, no backslash, no control characters, no two paths
+that one file system could take for the same (case folding), no file that is also a folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform as _platform
+import sys
+import unicodedata
+from typing import Annotated, Literal
+
+import rfc8785
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+SCHEMA_VERSION = 1
+"""Raised when an older reader could misread a newer bundle."""
+
+MAX_PATH_BYTES = 1024
+MAX_COMPONENT_BYTES = 255  # NAME_MAX of every Linux file system in use
+
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy")
+
+
+def check_path(path: str) -> str:
+    """Return ``path`` if it may become a path below a folder of ours; else raise ``ValueError``."""
+    if not path or path.startswith("/"):
+        raise ValueError(f"{path!r} is not a relative path")
+    if len(path.encode("utf-8", "surrogatepass")) > MAX_PATH_BYTES:
+        raise ValueError(f"a path is longer than {MAX_PATH_BYTES} bytes")
+    if "\\" in path or any(unicodedata.category(c)[0] == "C" for c in path):
+        raise ValueError(f"{path!r} has a backslash or a control character")
+    if unicodedata.normalize("NFC", path) != path:
+        raise ValueError(f"{path!r} is not in Unicode normal form C")
+    for component in path.split("/"):
+        if component in {"", ".", ".."}:
+            raise ValueError(f"{path!r} has an empty, '.' or '..' component")
+        if len(component.encode()) > MAX_COMPONENT_BYTES:
+            raise ValueError(f"{path!r} has a component longer than {MAX_COMPONENT_BYTES} bytes")
+    return path
+
+
+def check_paths_apart(paths: list[str]) -> None:
+    """Raise ``ValueError`` if two ``paths`` collide on some system, or one is the other's folder."""
+    seen: dict[str, str] = {}
+    for path in paths:
+        folded = unicodedata.normalize("NFC", path.casefold())
+        if folded in seen:
+            raise ValueError(f"{path!r} and {seen[folded]!r} are the same file on some systems")
+        seen[folded] = path
+    for folded, path in seen.items():
+        parent = folded
+        while "/" in parent:
+            parent = parent.rpartition("/")[0]
+            if parent in seen:
+                raise ValueError(f"{seen[parent]!r} is both a file and the folder of {path!r}")
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
+Version = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}$")]
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+Size = Annotated[int, Field(ge=0, le=2**53 - 1)]  # what JSON numbers hold exactly
+RelativePath = Annotated[str, AfterValidator(check_path)]
+Instant = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
+ArtefactKind = Literal["model", "wheelhouse", "dataset"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class BlobRef(_Frozen):
+    """One file of an artefact: where it goes and which blob it is."""
+
+    path: RelativePath
+    digest: Digest
+    size: Size
+
+    @property
+    def hex(self) -> str:
+        """The digest's 64 hexadecimal digits."""
+        return self.digest.removeprefix("sha256:")
+
+
+class Artefact(_Frozen):
+    """One thing a bundle brings: a model, the wheelhouse or a data set.
+
+    ``licence`` is an SPDX expression. ``attributes`` are facts for people and for the rooms that
+    use the artefact (``base_model``, ``language``, …); nothing security-relevant is read from them.
+    """
+
+    kind: ArtefactKind
+    name: Name
+    version: Version
+    licence: Annotated[str, Field(min_length=1, max_length=200)]
+    description: Annotated[str, Field(max_length=2000)] = ""
+    files: Annotated[tuple[BlobRef, ...], Field(min_length=1)]
+    attributes: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _files_are_apart_and_safe(self) -> Artefact:
+        check_paths_apart([file.path for file in self.files])
+        if self.kind == "model":
+            pickles = [f.path for f in self.files if f.path.lower().endswith(_PICKLES)]
+            if pickles:
+                raise ValueError(f"{pickles[0]!r} may be a pickle; weights must be safetensors")
+        return self
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def folder(self) -> str:
+        """Where its files go in a release, relative to it."""
+        if self.kind == "wheelhouse":
+            return "wheelhouse"
+        return f"{self.kind}s/{self.name}"
+
+
+class Platform(_Frozen):
+    """What the runtime needs: ``python`` "3.11", ``system`` "linux", ``machine`` "x86_64"."""
+
+    python: Annotated[str, Field(pattern=r"^3\.\d{1,2}$")]
+    system: Annotated[str, Field(pattern=r"^[a-z0-9]{1,32}$")]
+    machine: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,32}$")]
+
+    @classmethod
+    def of_this_machine(cls) -> Platform:
+        """The platform this interpreter runs on."""
+        return cls(
+            python=f"{sys.version_info.major}.{sys.version_info.minor}",
+            system=_platform.system().lower(),
+            machine=_platform.machine().lower(),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.system} {self.machine}, Python {self.python}"
+
+
+class BundleManifest(_Frozen):
+    """The whole of ``bundle.json``."""
+
+    schema_version: Literal[1]
+    name: Name
+    version: Version
+    created: Instant
+    platform: Platform
+    artefacts: tuple[Artefact, ...]
+
+    @model_validator(mode="after")
+    def _artefacts_are_apart(self) -> BundleManifest:
+        check_paths_apart([artefact.folder for artefact in self.artefacts])
+        sizes: dict[str, int] = {}
+        for artefact in self.artefacts:
+            for file in artefact.files:
+                if sizes.setdefault(file.digest, file.size) != file.size:
+                    raise ValueError(f"{file.digest} is given two sizes")
+        return self
+
+    @classmethod
+    def parse(cls, data: bytes) -> BundleManifest:
+        """Read ``bundle.json``. Raises ``ValueError`` unless it is valid and canonical."""
+        manifest = cls.model_validate_json(data)
+        if manifest.canonical() != data:
+            raise ValueError("bundle.json is not canonical JSON (RFC 8785)")
+        return manifest
+
+    def canonical(self) -> bytes:
+        """The one byte string of this manifest (RFC 8785)."""
+        return rfc8785.dumps(self.model_dump(mode="json"))
+
+    @property
+    def digest(self) -> str:
+        """``sha256:<hex>`` of the canonical bytes: the identity of the bundle."""
+        return "sha256:" + hashlib.sha256(self.canonical()).hexdigest()
+
+    @property
+    def release_id(self) -> str:
+        """``<name>-<version>-<first 12 hex digits of the digest>``."""
+        return f"{self.name}-{self.version}-{self.digest.removeprefix('sha256:')[:12]}"
+
+    def of_kind(self, kind: ArtefactKind) -> tuple[Artefact, ...]:
+        """Its artefacts of one kind, in the manifest's order."""
+        return tuple(a for a in self.artefacts if a.kind == kind)
+
+    def blobs(self) -> tuple[BlobRef, ...]:
+        """One reference for each distinct blob, sorted by digest: their order in the tar."""
+        unique = {file.digest: file for a in self.artefacts for file in a.files}
+        return tuple(unique[digest] for digest in sorted(unique))

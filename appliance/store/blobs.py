@@ -1,0 +1,223 @@
+"""Content-addressed blobs on disk: ``sha256/ab/abcd…``, verified once on the way in.
+
+Whatever has its final name was hashed while it was written, flushed to the disk and renamed into
+place, so *there* means *whole and right*: :meth:`Store.has` is one ``stat``. Blobs are mode 0444,
+because a release's files are hard links to them and share their inode.
+
+    store = Store(home.store)
+    with store.writer(digest, size) as blob:
+        for chunk in chunks:
+            blob.write(chunk)
+        blob.commit()
+    store.link_out(digest, release / "models/m/config.json")
+
+A blob being written is a file under ``tmp/`` locked with flock(2); :meth:`Store.clean` removes
+those whose writer is gone, so a kill -9 leaves nothing behind for longer than until the next run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import hmac
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from appliance.errors import DiskFull, StoreDamaged
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+_CHUNK = 4 * 1024 * 1024
+
+
+class BlobMismatch(ValueError):  # noqa: N818 - named like our other refusals
+    """What was written is not the blob it was announced as. Nothing was kept."""
+
+
+def hex_of(digest: str) -> str:
+    """The 64 hexadecimal digits of ``sha256:<hex>``. Raises ``ValueError`` for anything else."""
+    match = _DIGEST.fullmatch(digest)
+    if match is None:
+        raise ValueError(f"{digest!r} is not a sha256 digest")
+    return match.group(1)
+
+
+def sync_folder(folder: Path) -> None:
+    """fsync(2) a folder, so that a rename in it survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Store:
+    """Blobs by digest under ``root``. Constructing one touches no disk."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, digest: str) -> Path:
+        """Where the blob is, or would be. Raises ``ValueError`` if ``digest`` is malformed."""
+        name = hex_of(digest)
+        return self.root / "sha256" / name[:2] / name
+
+    def has(self, digest: str, size: int) -> bool:
+        """Whether the whole blob is here: one ``stat``."""
+        try:
+            status = self.path(digest).stat(follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return status.st_size == size
+
+    def writer(self, digest: str, size: int) -> BlobWriter:
+        """Begin writing the blob ``digest`` of ``size`` bytes; see :class:`BlobWriter`."""
+        return BlobWriter(self, digest, size)
+
+    def add(self, source: Path) -> tuple[str, int]:
+        """Take in a file whose digest is not known yet; return its digest and size in bytes."""
+        digest, size = digest_of(source)
+        if not self.has(digest, size):
+            with source.open("rb") as file, self.writer(digest, size) as blob:
+                while chunk := file.read(_CHUNK):
+                    blob.write(chunk)
+                blob.commit()
+        return digest, size
+
+    def put(self, data: bytes) -> str:
+        """Take in ``data``; return its digest."""
+        digest = "sha256:" + hashlib.sha256(data).hexdigest()
+        if not self.has(digest, len(data)):
+            with self.writer(digest, len(data)) as blob:
+                blob.write(data)
+                blob.commit()
+        return digest
+
+    def link_out(self, digest: str, target: Path) -> None:
+        """Make ``target`` a hard link to the blob. A right link already there is left alone.
+
+        Raises :class:`StoreDamaged` if the blob is missing.
+        """
+        source = self.path(digest)
+        try:
+            if target.exists(follow_symlinks=False):
+                if target.samefile(source):
+                    return
+                target.unlink()
+            os.link(source, target, follow_symlinks=False)
+        except FileNotFoundError as error:
+            raise StoreDamaged(blob=digest, store=self.root, reason="it is missing") from error
+
+    def check(self, digest: str) -> None:
+        """Hash the blob again. Raises :class:`StoreDamaged` if it is missing or was altered."""
+        try:
+            actual, _size = digest_of(self.path(digest))
+        except FileNotFoundError as error:
+            raise StoreDamaged(blob=digest, store=self.root, reason="it is missing") from error
+        if not hmac.compare_digest(actual, digest):
+            raise StoreDamaged(blob=digest, store=self.root, reason="its content has changed")
+
+    def remove(self, digest: str) -> None:
+        """Forget a blob; hard links to it in releases live on."""
+        self.path(digest).unlink(missing_ok=True)
+
+    def digests(self) -> Iterator[str]:
+        """Every blob here, in order."""
+        for file in sorted((self.root / "sha256").glob("??/*")):
+            yield f"sha256:{file.name}"
+
+    @property
+    def _unfinished(self) -> Path:
+        return self.root / "tmp"
+
+    def clean(self) -> int:
+        """Remove what writers that are gone left unfinished; return how many files that was."""
+        removed = 0
+        for leftover in self._unfinished.glob("*"):
+            with contextlib.suppress(FileNotFoundError, BlockingIOError), leftover.open() as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                leftover.unlink()
+                removed += 1
+        return removed
+
+
+class BlobWriter:
+    """One blob on its way in: hashed while it is written, and kept only if it is what was said.
+
+    A context manager; leaving it without :meth:`commit` keeps nothing. Used by one thread at a
+    time. ``write`` raises :class:`BlobMismatch` as soon as there is more than ``size``.
+    """
+
+    def __init__(self, store: Store, digest: str, size: int) -> None:
+        self._store = store
+        self._digest = digest
+        self._size = size
+        self._written = 0
+        self._hash = hashlib.sha256()
+        self._path = store._unfinished / f"{hex_of(digest)[:16]}-{secrets.token_hex(8)}"
+        self._fd = -1
+
+    def __enter__(self) -> BlobWriter:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._fd = os.open(self._path, flags, 0o600)
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+        return self
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append ``data``. Raises :class:`BlobMismatch`, or :class:`DiskFull`."""
+        view = memoryview(data)
+        if self._written + view.nbytes > self._size:
+            raise BlobMismatch(f"{self._digest} is longer than {self._size} bytes")
+        self._hash.update(view)
+        self._written += view.nbytes
+        try:
+            while view.nbytes:
+                view = view[os.write(self._fd, view) :]
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            raise DiskFull(
+                path=self._store.root,
+                needed=f"{self._size - self._written} bytes more",
+                free="none",
+                reason="The disk filled up while a blob was being written.",
+            ) from error
+
+    def commit(self) -> None:
+        """Give the blob its name. Raises :class:`BlobMismatch` if it is not what was announced."""
+        actual = "sha256:" + self._hash.hexdigest()
+        if self._written != self._size or not hmac.compare_digest(actual, self._digest):
+            raise BlobMismatch(f"{self._digest} was announced, {actual} was written")
+        os.fchmod(self._fd, 0o444)
+        os.fsync(self._fd)
+        target = self._store.path(self._digest)
+        if not target.parent.is_dir():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            sync_folder(target.parent.parent)
+        self._path.replace(target)
+        sync_folder(target.parent)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._path.unlink(missing_ok=True)
+        os.close(self._fd)
+
+
+def digest_of(path: Path) -> tuple[str, int]:
+    """``sha256:<hex>`` and size in bytes of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return f"sha256:{digest}", file.tell()
