@@ -352,9 +352,9 @@ class SealUnavailable(ApplianceError):
 class PortTaken(ApplianceError):
     code = "port-taken"
     exit_code = ExitCode.PRECONDITION
-    what = N_("Port {port} on 127.0.0.1 is in use.")
-    why = N_("{reason}")
-    fix = N_("Choose another: 'sovctl start --port PORT'. 'ss -ltnp' names who holds this one.")
+    what = N_("Port {port} on 127.0.0.1 is in use by another program.")
+    why = N_("The appliance listens there for its API.")
+    fix = N_("Choose another with '--port PORT'. 'ss -ltnp' names who holds this one.")
 
 
 class StartFailed(ApplianceError):
@@ -395,3 +395,196 @@ class SealUnknown(ApplianceError):
     what = N_("There is no seal to report on under {home}.")
     why = N_("{reason}")
     fix = N_("Start the appliance with 'sovctl start'.")
+
+
+# --- install ------------------------------------------------------------------------------------
+
+
+class Busy(ApplianceError):
+    code = "busy"
+    exit_code = ExitCode.BUSY
+    what = N_("Another command is changing {home}: '{command}' (process {pid}).")
+    why = N_("Only one command at a time may change an installation.")
+    fix = N_("Wait for it to end, or stop it with 'kill {pid}', then run this again.")
+
+
+class PreflightFailed(ApplianceError):
+    code = "preflight-failed"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("This machine is not ready for {bundle}; nothing was changed.")
+    why = N_("{findings}")
+    fix = N_("{remedy}")
+
+
+class HomeNotOurs(ApplianceError):
+    code = "home-not-ours"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("{home} is not an installation of sovctl.")
+    why = N_("{reason}")
+    fix = N_("Set SOVCTL_HOME to an empty folder or to an existing installation.")
+
+
+class JournalDamaged(ApplianceError):
+    code = "journal-damaged"
+    exit_code = ExitCode.FAILED
+    what = N_("The journal {path} is damaged at line {line}.")
+    why = N_("{reason}")
+    fix = N_("Move it away ('mv {path} {path}.bad'), then run 'sovctl install BUNDLE' again.")
+
+
+class RuntimeInstallFailed(ApplianceError):
+    code = "runtime-install-failed"
+    exit_code = ExitCode.FAILED
+    what = N_("The runtime of {release} could not be installed.")
+    why = N_("{reason}")
+    fix = N_("The full output is in {log}. Run 'sovctl doctor', then the same install again.")
+
+
+class InterpreterMissing(ApplianceError):
+    code = "interpreter-missing"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("No usable Python {python} was found on this machine.")
+    why = N_("The bundle's runtime is built for CPython {python} and brings no interpreter.")
+    fix = N_("Install it ('apt-get install python{python} python{python}-venv'), then try again.")
+
+
+class SiteNotInThisRelease(ApplianceError):
+    code = "site-not-in-this-release"
+    exit_code = ExitCode.USAGE
+    what = N_("Installing on several machines ({site}) is not in this release.")
+    why = N_("This release installs on the machine it runs on.")
+    fix = N_("Run 'sovctl install BUNDLE' without --site on the machine itself.")
+
+
+class ReleaseUnhealthy(ApplianceError):
+    code = "release-unhealthy"
+    exit_code = ExitCode.FAILED
+    what = N_("{release} was installed but does not work: {reason}")
+    why = N_("{previous}")
+    fix = N_("Run 'sovctl logs' and 'sovctl doctor' to see why.")
+
+
+class ConfirmationNeeded(ApplianceError):
+    code = "confirmation-needed"
+    exit_code = ExitCode.USAGE
+    what = N_("'{command}' needs your consent.")
+    why = N_("{reason} There is no terminal to ask on.")
+    fix = N_("Run '{command} --yes'.")
+
+
+class UninstallRefused(ApplianceError):
+    code = "uninstall-refused"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("Nothing was removed from {home}.")
+    why = N_("{reason}")
+    fix = N_("Look at it with 'ls -la {home}', put it right, then run 'sovctl uninstall' again.")
+
+
+class NoSuchLog(ApplianceError):
+    code = "no-such-log"
+    exit_code = ExitCode.NOT_FOUND
+    what = N_("There is no log of '{component}'.")
+    why = N_("Logs here: {known}.")
+    fix = N_("Run 'sovctl logs --component NAME' with one of these.")
+
+
+# --- ledger -------------------------------------------------------------------------------------
+
+
+class LedgerMissing(ApplianceError):
+    code = "ledger-missing"
+    exit_code = ExitCode.NOT_FOUND
+    what = N_("There is no ledger under {path}.")
+    why = N_("The ledger is made when an appliance is installed, and this folder has none.")
+    fix = N_("Run 'sovctl install BUNDLE', or set SOVCTL_HOME to where the appliance is.")
+
+
+class LedgerExists(ApplianceError):
+    code = "ledger-exists"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("{path} already holds a ledger.")
+    why = N_("A ledger is never started anew over an older one: that would erase the record.")
+    fix = N_("Run 'sovctl audit verify' to check it, then go on using it.")
+
+
+class LedgerDamaged(ApplianceError):
+    code = "ledger-damaged"
+    exit_code = ExitCode.REFUSED
+    what = N_("The ledger does not fit together: {reason}")
+    why = N_("{path} was changed by something else, or the disk lost it. Nothing is added to it.")
+    fix = N_("Run 'sovctl audit verify' to see where, keep a copy, and restore it from a backup.")
+
+
+class LedgerKeyUnusable(ApplianceError):
+    code = "ledger-key-unusable"
+    exit_code = ExitCode.REFUSED
+    what = N_("The key in {path} cannot sign or check this ledger.")
+    why = N_("{reason}")
+    fix = N_("Restore the key this ledger was made with; 'sovctl audit checkpoint' names it.")
+
+
+class LedgerEntryMissing(ApplianceError):
+    code = "ledger-entry-missing"
+    exit_code = ExitCode.NOT_FOUND
+    what = N_("The ledger has no entry {index}.")
+    why = N_("It holds {size} entries, counted from 0.")
+    fix = N_("Run 'sovctl audit log' to see the entries and their numbers.")
+
+
+# --- registry -----------------------------------------------------------------------------------
+
+
+class RegistryDamaged(ApplianceError):
+    code = "registry-damaged"
+    exit_code = ExitCode.FAILED
+    what = N_("The registry {path} cannot be read.")
+    why = N_("{reason}")
+    fix = N_("Run 'sovctl stop', restore the file from a backup, then run 'sovctl start'.")
+
+
+class RegistryNewer(ApplianceError):
+    code = "registry-newer"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("The registry {path} was written by a newer release.")
+    why = N_("Its format is {found}; this release knows up to {known}.")
+    fix = N_("Run 'sovctl install' with the newer bundle, or restore the older registry.")
+
+
+class RegistryBusy(ApplianceError):
+    code = "registry-busy"
+    exit_code = ExitCode.BUSY
+    what = N_("The registry {path} is in use by another process.")
+    why = N_("It stayed locked for longer than a normal change takes.")
+    fix = N_("Run the same command again; if it stays so, run 'sovctl doctor'.")
+
+
+class RecordMissing(ApplianceError):
+    code = "record-missing"
+    exit_code = ExitCode.NOT_FOUND
+    what = N_("There is no {kind} named {name}.")
+    why = N_("The registry of this appliance does not list it.")
+    fix = N_("Run 'sovctl {group} list' to see what there is.")
+
+
+class RecordInvalid(ApplianceError):
+    code = "record-invalid"
+    exit_code = ExitCode.USAGE
+    what = N_("{name} cannot be the name of a {kind}.")
+    why = N_("{reason}")
+    fix = N_("Choose another name and run it again.")
+
+
+class NameTaken(ApplianceError):
+    code = "name-taken"
+    exit_code = ExitCode.USAGE
+    what = N_("There is already a {kind} named {name}, with other content.")
+    why = N_("A name always stands for the same bytes; this one stands for {digest}.")
+    fix = N_("Choose another name. 'sovctl {group} list' shows those in use.")
+
+
+class TransitionRefused(ApplianceError):
+    code = "transition-refused"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("The {kind} {name} cannot become {wanted}.")
+    why = N_("It is {now}, and nothing leads from there to {wanted}.")
+    fix = N_("Run 'sovctl {group} list' to see how things stand.")

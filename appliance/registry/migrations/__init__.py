@@ -1,0 +1,1 @@
+"""Alembic's revisions of the registry, run by :func:`appliance.registry.store.Registry.open`."""
