@@ -588,3 +588,86 @@ class TransitionRefused(ApplianceError):
     what = N_("The {kind} {name} cannot become {wanted}.")
     why = N_("It is {now}, and nothing leads from there to {wanted}.")
     fix = N_("Run 'sovctl {group} list' to see how things stand.")
+
+
+# --- gateway ------------------------------------------------------------------------------------
+
+
+class ApiKeyRefused(ApplianceError):
+    code = "api-key-refused"
+    exit_code = ExitCode.REFUSED
+    what = N_("The gateway does not know this API key.")
+    why = N_("The request carried no key, or one that was never issued here or is revoked.")
+    fix = N_("Send 'Authorization: Bearer KEY'; make a key with 'sovctl keys create NAME'.")
+
+
+class RoleInsufficient(ApplianceError):
+    code = "role-insufficient"
+    exit_code = ExitCode.REFUSED
+    what = N_("This key may not do that: {action}.")
+    why = N_("It has the role {role}; {needed} is needed.")
+    fix = N_("Ask an operator for a key: 'sovctl keys create NAME --role {needed}'.")
+
+
+class RouteUnknown(ApplianceError):
+    code = "route-unknown"
+    exit_code = ExitCode.NOT_FOUND
+    what = N_("The gateway does not serve {action}.")
+    why = N_("Only the paths it lists are open; everything else is refused.")
+    fix = N_("See the table of doors in docs/architecture.md.")
+
+
+class RequestMalformed(ApplianceError):
+    code = "request-malformed"
+    exit_code = ExitCode.USAGE
+    what = N_("The request is not what {action} takes.")
+    why = N_("{reason}")
+    fix = N_("Correct the request and send it again.")
+
+
+class RequestTooLarge(ApplianceError):
+    code = "request-too-large"
+    exit_code = ExitCode.USAGE
+    what = N_("The request is larger than {limit} bytes.")
+    why = N_("The gateway bounds what one request may hold.")
+    fix = N_("Send less text in one request.")
+
+
+class RateLimited(ApplianceError):
+    code = "rate-limited"
+    exit_code = ExitCode.BUSY
+    what = N_("This key asks more than it may: {limit}.")
+    why = N_("Each key has a rate and a number of requests at once, so that none starves others.")
+    fix = N_("Try again in {seconds} s.")
+
+
+class AuditUnavailable(ApplianceError):
+    code = "audit-unavailable"
+    exit_code = ExitCode.FAILED
+    what = N_("The appliance refuses service: the ledger cannot be written.")
+    why = N_("{reason} What cannot be accounted for is not done.")
+    fix = N_("Check disk space and permissions with 'sovctl doctor', then try again.")
+
+
+class ServiceUnavailable(ApplianceError):
+    code = "service-unavailable"
+    exit_code = ExitCode.FAILED
+    what = N_("{service} does not answer inside the appliance.")
+    why = N_("{reason}")
+    fix = N_("Run 'sovctl status', and 'sovctl logs' for the whole story.")
+
+
+class ApiKeyUnknown(ApplianceError):
+    code = "api-key-unknown"
+    exit_code = ExitCode.NOT_FOUND
+    what = N_("There is no API key {key}.")
+    why = N_("It was never issued here.")
+    fix = N_("List the keys with 'sovctl keys list'.")
+
+
+class GatewayAnswerUnclear(ApplianceError):
+    code = "gateway-answer-unclear"
+    exit_code = ExitCode.FAILED
+    what = N_("The appliance refused, with status {status}.")
+    why = N_("{reason}")
+    fix = N_("Run 'sovctl status', and 'sovctl logs' for the whole story.")
