@@ -52,7 +52,7 @@ def check_path(path: str) -> str:
 
 
 def check_paths_apart(paths: list[str]) -> None:
-    """Raise ``ValueError`` if two ``paths`` collide on some system, or one is the other's folder."""
+    """Raise ``ValueError`` if two ``paths`` collide, or one is the folder of the other."""
     seen: dict[str, str] = {}
     for path in paths:
         folded = unicodedata.normalize("NFC", path.casefold())

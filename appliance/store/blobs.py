@@ -108,8 +108,8 @@ class Store:
         """
         source = self.path(digest)
         try:
-            if target.exists(follow_symlinks=False):
-                if target.samefile(source):
+            if target.is_symlink() or target.exists():
+                if not target.is_symlink() and target.samefile(source):
                     return
                 target.unlink()
             os.link(source, target, follow_symlinks=False)
