@@ -445,7 +445,7 @@ class InterpreterMissing(ApplianceError):
     exit_code = ExitCode.PRECONDITION
     what = N_("No usable Python {python} was found on this machine.")
     why = N_("The bundle's runtime is built for CPython {python} and brings no interpreter.")
-    fix = N_("Install it ('apt-get install python{python} python{python}-venv'), then try again.")
+    fix = N_("Install it ('apt-get install python{python}'), then try again.")
 
 
 class SiteNotInThisRelease(ApplianceError):

@@ -60,6 +60,16 @@ class Home:
 
     # what is under way
     @property
+    def marker(self) -> Path:
+        """Says that this folder is an installation of ours; nothing is removed without it."""
+        return self.root / ".sovctl"
+
+    @property
+    def cache(self) -> Path:
+        """Wheels unpacked while a runtime is installed; may be deleted at any time."""
+        return self.root / "cache"
+
+    @property
     def journal(self) -> Path:
         """Plans as they run: intents and completions, one JSON line each."""
         return self.root / "journal"
