@@ -389,6 +389,14 @@ class RayRefused(ApplianceError):
     fix = N_("Run 'sovctl status'; if Ray is not healthy, 'sovctl stop' and 'sovctl start'.")
 
 
+class SealBroken(ApplianceError):
+    code = "seal-broken"
+    exit_code = ExitCode.FAILED
+    what = N_("The appliance was stopped: its seal is not closed.")
+    why = N_("Looked at from outside, it is not what it must be: {reason}.")
+    fix = N_("Do not use this machine for private data. Run 'sovctl doctor' and report this.")
+
+
 class SealUnknown(ApplianceError):
     code = "seal-unknown"
     exit_code = ExitCode.NOT_FOUND
@@ -513,6 +521,14 @@ class LedgerDamaged(ApplianceError):
     what = N_("The ledger does not fit together: {reason}")
     why = N_("{path} was changed by something else, or the disk lost it. Nothing is added to it.")
     fix = N_("Run 'sovctl audit verify' to see where, keep a copy, and restore it from a backup.")
+
+
+class LedgerUnwritable(ApplianceError):
+    code = "ledger-unwritable"
+    exit_code = ExitCode.FAILED
+    what = N_("Nothing can be recorded in the ledger {path}: {reason}")
+    why = N_("What cannot be recorded is not done, so this action was stopped.")
+    fix = N_("Run 'sovctl doctor', correct the disk or its permissions, then run it again.")
 
 
 class LedgerKeyUnusable(ApplianceError):
