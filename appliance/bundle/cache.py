@@ -1,0 +1,158 @@
+"""What a desk has already fetched and made, so that a second build does neither again.
+
+    $SOVCTL_CACHE, or $XDG_CACHE_HOME/sovctl, or ~/.cache/sovctl
+      wheels/<sha256>/<file name>     as published; the folder's name is the file's digest
+      made/<digest of inputs>/…       what was made from them (a converted model, a data set)
+      digests.sqlite                  path, size, mtime, inode → SHA-256
+
+Nothing here is trusted across the air gap: the writer hashes every byte again as it copies it.
+Removing the folder is always safe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sqlite3
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import rfc8785
+
+from appliance.errors import PermissionRefused
+from appliance.i18n import _
+
+if TYPE_CHECKING:
+    from appliance.progress import Task
+
+_CHUNK = 4 << 20
+# A file changed twice within one tick of the file system's clock would keep its mtime.
+_SETTLED_NS = 50_000_000
+
+Inputs = Mapping[str, str | int | list[str]]
+"""What decides the content of something made: digests, versions, seeds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Digested:
+    """A file and what is in it."""
+
+    location: Path
+    hex: str
+    size: int
+
+
+class BuildCache:
+    """The cache below ``root``. Several builds may use one at the same time."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.wheels = root / "wheels"
+        self._made = root / "made"
+        self._scratch = root / "tmp"
+        try:
+            for folder in (self.wheels, self._made, self._scratch):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise PermissionRefused(
+                path=root, action=_("used as build cache"), reason=error.strerror or error
+            ) from error
+        self._lock = threading.Lock()
+        self._digests = sqlite3.connect(
+            root / "digests.sqlite", timeout=30, check_same_thread=False, isolation_level=None
+        )
+        self._digests.execute("PRAGMA journal_mode=WAL")
+        self._digests.execute(
+            "CREATE TABLE IF NOT EXISTS digests (path TEXT PRIMARY KEY, size INTEGER,"
+            " mtime_ns INTEGER, inode INTEGER, sha256 TEXT) WITHOUT ROWID"
+        )
+
+    @classmethod
+    def from_environment(cls) -> BuildCache:
+        """The cache the environment names; see the module's first lines."""
+        if explicit := os.environ.get("SOVCTL_CACHE"):
+            return cls(Path(explicit).expanduser().absolute())
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        return cls(Path(base).expanduser().absolute() / "sovctl")
+
+    def digest(self, path: Path, task: Task) -> Digested:
+        """SHA-256 of a file: from the record if size, mtime and inode are as recorded, else read.
+
+        ``task`` advances by the file's bytes either way.
+        """
+        location = path.absolute()
+        stat = location.stat()
+        state = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        with self._lock:
+            row = self._digests.execute(
+                "SELECT sha256 FROM digests WHERE path=? AND size=? AND mtime_ns=? AND inode=?",
+                (str(location), *state),
+            ).fetchone()
+        if row:
+            task.advance(stat.st_size)
+            return Digested(location, row[0], stat.st_size)
+        read_at = time.time_ns()
+        hex_digest, size = _sha256(location, task)
+        if size == stat.st_size and stat.st_mtime_ns < read_at - _SETTLED_NS:
+            with self._lock:
+                self._digests.execute(
+                    "INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?)",
+                    (str(location), *state, hex_digest),
+                )
+        return Digested(location, hex_digest, size)
+
+    def make(self, what: str, inputs: Inputs, maker: Callable[[Path], None]) -> Path:
+        """The folder of what ``maker`` makes from ``inputs``; it runs only if that is not here yet.
+
+        ``maker`` fills an empty folder, which takes its final name when it returns; what an
+        interrupted or failed one leaves is removed.
+        """
+        key = hashlib.sha256(rfc8785.dumps({"what": what, **inputs})).hexdigest()
+        final = self._made / f"{what}-{key[:32]}"
+        if final.is_dir():
+            return final
+        with self.scratch() as folder:
+            made = folder / "made"
+            made.mkdir()
+            maker(made)
+            for path in made.rglob("*"):
+                path.chmod(0o755 if path.is_dir() else 0o644)
+            try:
+                made.rename(final)
+            except OSError:
+                if not final.is_dir():  # another build made the same in the meantime
+                    raise
+        return final
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A temporary folder on the cache's own file system."""
+        folder = Path(tempfile.mkdtemp(dir=self._scratch))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def add_wheel(self, path: Path, hex_digest: str) -> Path:
+        """Move a file whose digest is known into the cache; return where it is."""
+        final = self.wheels / hex_digest / path.name
+        final.parent.mkdir(exist_ok=True)
+        path.replace(final)
+        return final
+
+
+def _sha256(path: Path, task: Task) -> tuple[str, int]:
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+            task.advance(len(chunk))
+    return digest.hexdigest(), size
