@@ -687,3 +687,67 @@ class GatewayAnswerUnclear(ApplianceError):
     what = N_("The appliance refused, with status {status}.")
     why = N_("{reason}")
     fix = N_("Run 'sovctl status', and 'sovctl logs' for the whole story.")
+
+
+# --- building a bundle --------------------------------------------------------------------------
+
+
+class SourceMissing(ApplianceError):
+    code = "source-missing"
+    exit_code = ExitCode.USAGE
+    what = N_("{recipe}: the source of '{artefact}' is not usable.")
+    why = N_("{path}: {reason}")
+    fix = N_("Correct 'source' of '{artefact}' in {recipe}.")
+
+
+class LockInvalid(ApplianceError):
+    code = "lock-invalid"
+    exit_code = ExitCode.USAGE
+    what = N_("{lock}, line {line}: this is not a lock with hashes.")
+    why = N_("{reason}")
+    fix = N_("Write it anew with 'uv pip compile --generate-hashes', one exact version a package.")
+
+
+class DownloadUnreachable(ApplianceError):
+    code = "download-unreachable"
+    exit_code = ExitCode.FAILED
+    what = N_("{package} cannot be fetched: no package index answers.")
+    why = N_("{reason}")
+    fix = N_(
+        "Check the network and 'python -m pip config list', then run the same command again; "
+        "what was fetched is kept in {cache}."
+    )
+
+
+class DownloadMismatch(ApplianceError):
+    code = "download-mismatch"
+    exit_code = ExitCode.REFUSED
+    what = N_("{package} came with another content than the one pinned.")
+    why = N_("{reason} It was replaced at its source, or changed on the way.")
+    fix = N_("Do not use it. Ask who maintains the recipe before pinning the new digest.")
+
+
+class WheelUnavailable(ApplianceError):
+    code = "wheel-unavailable"
+    exit_code = ExitCode.FAILED
+    what = N_("There is no wheel of {package} for {platform}.")
+    why = N_("{reason}")
+    fix = N_(
+        "Pin a version that has one, or add an index: 'python -m pip config list' shows yours."
+    )
+
+
+class BuildToolMissing(ApplianceError):
+    code = "build-tool-missing"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("{tool} is needed to build this bundle, and it is not here.")
+    why = N_("{reason}")
+    fix = N_("Install it beside sovctl: 'python -m pip install \"sovereign-appliance[build]\"'.")
+
+
+class BuildStepFailed(ApplianceError):
+    code = "build-step-failed"
+    exit_code = ExitCode.FAILED
+    what = N_("Building '{artefact}' stopped at: {step}.")
+    why = N_("{reason}")
+    fix = N_("The whole output is in {log}. Mend the cause and run the same command again.")
