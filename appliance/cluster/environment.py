@@ -1,0 +1,83 @@
+"""The environment of every process inside the seal. Built from nothing: what the operator's shell
+holds (proxies, cloud credentials, ``PYTHONPATH``) does not go in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from appliance.cluster import ports
+from appliance.cluster.sizing import Shares
+from appliance.layout import Home
+
+_FROM_OPERATOR = ("LANG", "LANGUAGE", "LC_ALL", "LC_MESSAGES", "TZ")
+
+
+def ray_token(home: Home) -> Path:
+    """The token every Ray client and daemon presents."""
+    return home.secrets / "ray.token"
+
+
+def serve_key(home: Home) -> Path:
+    """The value of ``X-Appliance-Gateway`` that Serve's ingress demands."""
+    return home.secrets / "serve.key"
+
+
+def inner(
+    home: Home, python: Path, shares: Shares, operator: Mapping[str, str]
+) -> dict[str, str]:
+    """The variables, given the release's ``python`` and the operator's own environment.
+
+    Holds paths of secrets, never secrets: an environment is readable in ``/proc``.
+    """
+    kept = {name: operator[name] for name in _FROM_OPERATOR if name in operator}
+    threads = str(shares.replica_threads)
+    return {
+        **kept,
+        "PATH": f"{python.parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+        "HOME": str(home.tmp),
+        "TMPDIR": "/tmp",  # noqa: S108 - Home.tmp, bound there by the seal
+        "SOVCTL_HOME": str(home.root),
+        "PYTHONNOUSERSITE": "1",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "LANG": kept.get("LANG", "C.UTF-8"),
+        **_ray(home),
+        **_silence(),
+        "OMP_NUM_THREADS": threads,
+        "APPLIANCE_REPLICA_CPUS": str(shares.replica_cpus),
+        "APPLIANCE_REPLICA_THREADS": threads,
+        "APPLIANCE_TUNING_CPUS": str(shares.tuning_cpus),
+        "APPLIANCE_TUNING_THREADS": str(shares.tuning_threads),
+    }
+
+
+def _ray(home: Home) -> dict[str, str]:
+    return {
+        "RAY_ADDRESS": ports.RAY_ADDRESS,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(ray_token(home)),
+        "RAY_USE_TLS": "1",
+        "RAY_TLS_SERVER_CERT": str(home.tls / "ray.pem"),
+        "RAY_TLS_SERVER_KEY": str(home.secrets / "ray.key"),
+        "RAY_TLS_CA_CERT": str(home.tls / "ca.pem"),
+        "RAY_COLOR_PREFIX": "0",
+    }
+
+
+def _silence() -> dict[str, str]:
+    """What would call home, told not to. The seal does not rely on any of it."""
+    return {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "WANDB_MODE": "disabled",
+        "TOKENIZERS_PARALLELISM": "false",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "NO_GCE_CHECK": "true",
+    }

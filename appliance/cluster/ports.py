@@ -1,0 +1,15 @@
+"""The ports inside the seal. Its network namespace is its own, so they need no configuration."""
+
+from __future__ import annotations
+
+from typing import Final
+
+HOST: Final = "127.0.0.1"
+GCS: Final = 6379
+DASHBOARD: Final = 8265
+SERVE: Final = 8000
+PROBE_CONTROL: Final = 9099
+
+RAY_ADDRESS: Final = f"{HOST}:{GCS}"
+DASHBOARD_URL: Final = f"http://{HOST}:{DASHBOARD}"
+SERVE_URL: Final = f"http://{HOST}:{SERVE}"
