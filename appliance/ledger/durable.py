@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from appliance.ledger.tiles import HEIGHT, WIDTH, Level, index_path
+from appliance.ledger.tiles import Tile
 
 
 def write_all(files: Iterable[tuple[Path, bytes]], root: Path) -> None:
@@ -56,15 +56,12 @@ def sync_folder(path: Path) -> None:
 
 
 def remove_tail(root: Path, size: int) -> None:
-    """Remove what lies beyond a log of ``size`` entries: the traces of an append that did not end."""
+    """Remove what lies beyond a log of ``size`` entries: traces of an append that did not end."""
     (root / ".checkpoint.new").unlink(missing_ok=True)
-    levels: list[Level] = ["entries", *range(64 // HEIGHT)]
-    for level in levels:
-        height = 0 if level == "entries" else HEIGHT * level
-        index, width = divmod(size >> height, WIDTH)
-        if not _remove_beyond(root / f"tile/{level}", index, width):
-            if level != "entries":
-                return  # no tile beyond here, so none above
+    for path in sorted(root.glob("tile/**/*")):
+        tile = Tile.parse(path.relative_to(root).as_posix())
+        if tile is not None and not tile.within(size):
+            path.unlink()
 
 
 def remove_tree(path: Path) -> None:
@@ -72,24 +69,8 @@ def remove_tree(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def _remove_beyond(folder: Path, index: int, width: int) -> bool:
-    """Remove tiles after ``index`` and partial ones of ``index`` wider than ``width``."""
-    removed = False
-    while True:
-        tile = folder / index_path(index)
-        partials = tile.with_name(f"{tile.name}.p")
-        found = [tile] if tile.exists() else []
-        if partials.is_dir():
-            found += [path for path in partials.iterdir() if int(path.name) > width]
-        for path in found:
-            path.unlink()
-        if not found:
-            return removed
-        removed, index, width = True, index + 1, 0
-
-
 def _make_folders(folder: Path, root: Path) -> list[Path]:
-    """Make ``folder`` under ``root``; the folders whose lists of names that and a new file change."""
+    """Make ``folder`` under ``root``; returns the folders whose lists of names change by it."""
     changed = [folder]
     while not folder.exists():
         folder = folder.parent

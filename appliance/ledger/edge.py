@@ -26,8 +26,8 @@ from appliance.ledger.tiles import (
 class Edge:
     """The right edge of a log of ``size`` entries.
 
-    ``rows[level]`` holds the hashes of that level's partial tile (0 to 255), ``bundle`` the bytes of
-    the partial entry bundle.
+    ``rows[level]`` holds the hashes of that level's partial tile (0 to 255), ``bundle`` the bytes
+    of the partial entry bundle.
     """
 
     size: int

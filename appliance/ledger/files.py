@@ -145,7 +145,7 @@ class LedgerFiles:
             raise TileUnreadable(tile, _reason(error)) from error
 
     def _bytes(self, tile: Tile) -> bytes | None:
-        """The tile's file, or None if it is a partial tile that may have given way to a full one."""
+        """The tile's file, or None for a partial tile that is gone: a full one may hold it."""
         try:
             return (self.root / tile.path).read_bytes()
         except FileNotFoundError:

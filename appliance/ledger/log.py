@@ -5,8 +5,8 @@
 >>> ledger.append([Event("operator:alice", "key.create", {"key": "3f9a…"})])
 [0]
 
-Order of an append, under one ``flock`` for all processes: write the tiles and entry bundles that the
-new size needs, fsync them and their folders, then replace ``checkpoint`` atomically. Until that
+Order of an append, under one ``flock`` for all processes: write the tiles and entry bundles that
+the new size needs, fsync them and their folders, then replace ``checkpoint`` atomically. Until that
 rename the log is what it was; whatever lies beyond the checkpoint is a torn tail and is removed
 before the next append. Indices are returned only after the new checkpoint is on the disk.
 
@@ -111,8 +111,11 @@ class Ledger:
         if not (home.ledger / CHECKPOINT).exists():
             raise LedgerMissing(path=home.ledger)
         ledger = cls(home.ledger, _read_key(home.secrets / KEY))
-        with _operator_errors(home.ledger), _exclusive(home.ledger):
-            ledger._recover()
+        with _operator_errors(home.ledger), _exclusive(home.ledger) as lock:
+            if lock.torn:
+                ledger._recover(lock)
+            else:
+                ledger._load()
         return ledger
 
     @property
@@ -170,7 +173,7 @@ class Ledger:
         """Make ``entries`` durable under a new checkpoint; the first one's index."""
         with _operator_errors(self._root), _exclusive(self._root) as lock:
             if lock.torn:
-                self._recover()
+                self._recover(lock)
             elif self._head.checkpoint != LedgerFiles(self._root).checkpoint():
                 self._load()  # another process appended
             before = self._head.edge
@@ -202,9 +205,10 @@ class Ledger:
             for path, _data in files:
                 path.unlink(missing_ok=True)
 
-    def _recover(self) -> None:
+    def _recover(self, lock: _Lock) -> None:
         self._load()
-        remove_tail(self._root, self._head.edge.size)
+        with lock.writing():
+            remove_tail(self._root, self._head.edge.size)
 
     def _load(self) -> None:
         """Read the head and check that the newest tiles and entries build it."""
@@ -224,21 +228,23 @@ class Ledger:
 
 
 class _Lock:
-    """The held lock file. Its one byte says whether a writer is at work.
+    """The held lock file. It says whether the writer before ended well, and in which boot.
 
-    A writer that dies leaves it set, and the next one clears the torn tail first. It is not synced:
-    after a power cut every process starts anew, and opening clears the tail anyway.
+    A writer that is killed leaves no good word, and the next one clears the torn tail first. The
+    word is not synced; it need not be, as one from before a power cut names another boot.
     """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self.torn = os.pread(descriptor, 1, 0) == b"w"
+        self._well = b"idle " + Path("/proc/sys/kernel/random/boot_id").read_bytes()
+        self.torn = os.pread(descriptor, len(self._well), 0) != self._well
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        os.pwrite(self._descriptor, b"w", 0)
+        """Around what changes the log. After an error the tail is for the next one to clear."""
+        os.pwrite(self._descriptor, b"busy", 0)
         yield
-        os.pwrite(self._descriptor, b"-", 0)  # not on an error: then the tail is to be cleared
+        os.pwrite(self._descriptor, self._well, 0)
 
 
 @contextmanager

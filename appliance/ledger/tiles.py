@@ -7,6 +7,7 @@ level L-1. An entry bundle holds the entries of one level-0 tile, each with its 
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,12 @@ WIDTH = 256  # hashes in a full tile
 HEIGHT = 8  # levels of the tree a tile spans
 
 Level = int | Literal["entries"]
+
+_PATH = re.compile(
+    r"tile/(?P<level>entries|[0-9]{1,2})/(?P<index>(x[0-9]{3}/){0,6}[0-9]{3})"
+    r"(\.p/(?P<width>[0-9]{1,3}))?",
+    re.ASCII,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +44,26 @@ class Tile:
         """
         suffix = "" if self.width == WIDTH else f".p/{self.width}"
         return f"tile/{self.level}/{index_path(self.index)}{suffix}"
+
+    @classmethod
+    def parse(cls, path: str) -> Tile | None:
+        """The tile of a path, or None if the path is not a tile's one name."""
+        match = _PATH.fullmatch(path)
+        if match is None:
+            return None
+        level = match["level"]
+        digits = match["index"].replace("x", "").replace("/", "")
+        tile = cls(
+            "entries" if level == "entries" else int(level),
+            int(digits),
+            WIDTH if match["width"] is None else int(match["width"]),
+        )
+        return tile if tile.path == path else None
+
+    def within(self, size: int) -> bool:
+        """Whether a log of ``size`` entries has all of this tile."""
+        height = 0 if self.level == "entries" else HEIGHT * self.level
+        return self.index * WIDTH + self.width <= size >> height
 
 
 def index_path(index: int) -> str:
