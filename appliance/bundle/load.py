@@ -23,14 +23,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from appliance.bundle.format import Place
 from appliance.bundle.reader import BundleReader
 from appliance.errors import BundleTampered, DiskFull, WrongPlatform
 from appliance.i18n import _
 from appliance.manifests.bundle import BundleManifest, Platform
-from appliance.store.blobs import BlobMismatch, Store
+from appliance.store.blobs import BlobMismatch, BlobWriter, Store
 from appliance.store.releases import ReleaseContent
 from appliance.trust.keys import canonical_public_pem
 from appliance.trust.model_signature import ModelSignatureInvalid
@@ -92,7 +92,7 @@ def verify(path: Path, verifier: Verifier, progress: Progress) -> LoadedBundle:
         content, verified = judge(bundle, verifier)
         total = sum(member.size for member in bundle.layout.blobs)
         with progress.task(_("Verifying"), total, "bytes") as task:
-            _stream(bundle, bundle.layout.blobs, _HashOnly, task)
+            _Stream(bundle, _HashOnly, task).run(bundle.layout.blobs)
         return LoadedBundle(content, verified, written=0, skipped=total)
 
 
@@ -106,14 +106,18 @@ def load(path: Path, store: Store, verifier: Verifier, progress: Progress) -> Lo
     with BundleReader(path) as bundle:
         content, verified = judge(bundle, verifier)
         store.clean()
-        missing = [m for m in bundle.layout.blobs if not store.has(_digest(m), m.size)]
+        missing: list[Place] = []
+        present: list[Place] = []
+        for member in bundle.layout.blobs:
+            here = store.has(_digest(member), member.size)
+            (present if here else missing).append(member)
         needed = sum(member.size for member in missing)
         total = sum(member.size for member in bundle.layout.blobs)
         _require_space(store.root, needed)
-        for member in bundle.layout.blobs:
+        for member in present:
             bundle.check_frame(member)
         with progress.task(_("Verifying and loading"), needed, "bytes") as task:
-            _stream(bundle, missing, lambda m: store.writer(_digest(m), m.size), task)
+            _Stream(bundle, lambda m: store.writer(_digest(m), m.size), task).run(missing)
         return LoadedBundle(content, verified, written=needed, skipped=total - needed)
 
 
@@ -163,17 +167,8 @@ def _gigabytes(count: int) -> str:
     return f"{count / 1e9:.2f} GB"
 
 
-class _Sink(Protocol):
-    """Where a blob's bytes go: a :class:`appliance.store.blobs.BlobWriter` or :class:`_HashOnly`."""
-
-    def __enter__(self) -> _Sink: ...
-    def __exit__(self, *_: object) -> None: ...
-    def write(self, data: memoryview) -> None: ...
-    def commit(self) -> None: ...
-
-
 class _HashOnly:
-    """Hashes a blob and keeps nothing."""
+    """A sink that hashes a blob and keeps nothing; the other sink is ``BlobWriter``."""
 
     def __init__(self, member: Place) -> None:
         self._expected = member.name.rpartition("/")[2]
@@ -193,63 +188,64 @@ class _HashOnly:
             raise BlobMismatch(self._expected)
 
 
-def _stream(
-    bundle: BundleReader,
-    members: Sequence[Place],
-    open_sink: Callable[[Place], _Sink],
-    task: Task,
-) -> None:
-    """Send each member's bytes to its sink, several members at a time, the largest first.
+_OpenSink = Callable[[Place], BlobWriter] | Callable[[Place], _HashOnly]
 
-    The first failure stops the others at their next buffer, and is what is raised.
-    """
-    threads = min(MAX_THREADS, max(2, 2 * len(os.sched_getaffinity(0))), max(1, len(members)))
-    stop = threading.Event()
-    local = threading.local()
 
-    def take(member: Place) -> None:
-        if stop.is_set():
+class _Stream:
+    """Sends members' bytes to sinks, several members at a time, the largest first."""
+
+    def __init__(self, bundle: BundleReader, open_sink: _OpenSink, task: Task) -> None:
+        self._bundle = bundle
+        self._open_sink = open_sink
+        self._task = task
+        self._stop = threading.Event()
+        self._local = threading.local()
+
+    def run(self, members: Sequence[Place]) -> None:
+        """Do all of ``members``. The first failure stops the rest at their next buffer."""
+        cores = len(os.sched_getaffinity(0))
+        threads = max(1, min(MAX_THREADS, 2 * cores, len(members)))
+        largest_first = sorted(members, key=lambda m: -m.size)
+        with ThreadPoolExecutor(threads, thread_name_prefix="blob") as pool:
+            jobs = [pool.submit(self._take, member) for member in largest_first]
+            try:
+                wait(jobs, return_when=FIRST_EXCEPTION)
+            finally:
+                self._stop.set()
+        for job in jobs:
+            job.result()
+
+    def _take(self, member: Place) -> None:
+        if self._stop.is_set():
             return
-        if not hasattr(local, "buffer"):
-            local.buffer = memoryview(mmap.mmap(-1, BUFFER))
         try:
-            _copy(bundle, member, open_sink(member), local.buffer, task, stop)
+            self._bundle.check_frame(member)
+            with self._open_sink(member) as sink:
+                self._copy(member, sink)
         except BaseException:
-            stop.set()
+            self._stop.set()
             raise
 
-    largest_first = sorted(members, key=lambda m: -m.size)
-    with ThreadPoolExecutor(threads, thread_name_prefix="blob") as pool:
-        jobs = [pool.submit(take, member) for member in largest_first]
-        try:
-            wait(jobs, return_when=FIRST_EXCEPTION)
-        finally:
-            stop.set()
-    for job in jobs:
-        job.result()
-
-
-def _copy(
-    bundle: BundleReader,
-    member: Place,
-    opened: _Sink,
-    buffer: memoryview,
-    task: Task,
-    stop: threading.Event,
-) -> None:
-    bundle.check_frame(member)
-    bundle.advise(member.data, member.size, os.POSIX_FADV_SEQUENTIAL)
-    with opened as sink:
+    def _copy(self, member: Place, sink: BlobWriter | _HashOnly) -> None:
+        buffer = self._buffer()
+        self._bundle.advise(member.data, member.size, os.POSIX_FADV_SEQUENTIAL)
         done = 0
-        while done < member.size and not stop.is_set():
+        while done < member.size:
+            if self._stop.is_set():
+                return
             part = buffer[: min(BUFFER, member.size - done)]
-            bundle.read_into(part, member.data + done)
+            self._bundle.read_into(part, member.data + done)
             sink.write(part)
             done += len(part)
-            task.advance(len(part))
-        if stop.is_set():
-            return
+            self._task.advance(len(part))
         try:
             sink.commit()
         except BlobMismatch as error:
-            raise bundle.tampered(member, "its digest is not the signed one") from error
+            raise self._bundle.tampered(member, "its digest is not the signed one") from error
+
+    def _buffer(self) -> memoryview:
+        """This thread's page-aligned buffer."""
+        if not hasattr(self._local, "buffer"):
+            self._local.buffer = memoryview(mmap.mmap(-1, BUFFER))
+        buffer: memoryview = self._local.buffer
+        return buffer
