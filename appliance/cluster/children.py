@@ -34,7 +34,7 @@ class Children:
         environment: Mapping[str, str],
         pass_fds: Sequence[int] = (),
     ) -> subprocess.Popen[bytes]:
-        """Start ``argv`` in a session of its own; what it prints is appended to ``logs/LOG.log``."""
+        """Start ``argv`` in its own session; what it prints is appended to ``logs/LOG.log``."""
         descriptor = os.open(
             self.logs / f"{log}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
         )
@@ -55,7 +55,7 @@ class Children:
 
     def reap(self) -> list[subprocess.Popen[bytes]]:
         """Collect everything that ended; returns those that are ours, ``returncode`` set."""
-        ended = []
+        ended: list[subprocess.Popen[bytes]] = []
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)

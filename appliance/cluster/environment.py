@@ -23,9 +23,7 @@ def serve_key(home: Home) -> Path:
     return home.secrets / "serve.key"
 
 
-def inner(
-    home: Home, python: Path, shares: Shares, operator: Mapping[str, str]
-) -> dict[str, str]:
+def inner(home: Home, python: Path, shares: Shares, operator: Mapping[str, str]) -> dict[str, str]:
     """The variables, given the release's ``python`` and the operator's own environment.
 
     Holds paths of secrets, never secrets: an environment is readable in ``/proc``.
@@ -62,6 +60,8 @@ def _ray(home: Home) -> dict[str, str]:
         "RAY_TLS_SERVER_KEY": str(home.secrets / "ray.key"),
         "RAY_TLS_CA_CERT": str(home.tls / "ca.pem"),
         "RAY_COLOR_PREFIX": "0",
+        # One node: there is nowhere to drain to, and Ray would wait half a minute for it.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     }
 
 

@@ -364,9 +364,7 @@ def _record_start(home: Home, release: Path, seen: live.Observation | None) -> N
 def _record(home: Home, action: str, subject: dict[str, str]) -> None:
     """Put it on the ledger; an action that cannot be recorded counts as failed."""
     actor = f"operator:{os.environ.get('SUDO_USER') or _user()}"
-    event = Event(
-        actor=actor, action=action, subject=subject, outcome="ok", at=datetime.now(UTC)
-    )
+    event = Event(actor=actor, action=action, subject=subject, outcome="ok", at=datetime.now(UTC))
     Ledger.open(home).append([event])
 
 

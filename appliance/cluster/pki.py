@@ -184,6 +184,4 @@ def _store(
         serialization.NoEncryption(),
     )
     write_whole(home.secrets / f"{name}.key", private, mode=0o600)
-    write_whole(
-        home.tls / f"{name}.pem", certificate.public_bytes(serialization.Encoding.PEM)
-    )
+    write_whole(home.tls / f"{name}.pem", certificate.public_bytes(serialization.Encoding.PEM))

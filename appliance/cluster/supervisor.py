@@ -70,7 +70,7 @@ class Component:
         return self.child is not None and self.child.returncode is None
 
 
-class Failed(Exception):
+class ComponentFailedError(Exception):
     """Component ``name`` failed too often; the message says how."""
 
     def __init__(self, name: str, how: str) -> None:
@@ -99,7 +99,7 @@ class Supervisor:
                 self._reconcile(time.monotonic())
                 rotate(self.home.logs)
                 self._wait(_TICK)
-        except Failed as failure:
+        except ComponentFailedError as failure:
             self._stop()
             self._base["failed_component"] = failure.name
             self._report("failed", str(failure))
@@ -165,7 +165,7 @@ class Supervisor:
         )
         note(f"{component.name}: {reason}; failure {component.record.failures} in a row")
         if restarts.is_final(component.record, was_healthy=self.was_healthy):
-            raise Failed(component.name, f"{reason}, three times in a row")
+            raise ComponentFailedError(component.name, f"{reason}, three times in a row")
 
     @staticmethod
     def _detail(component: Component) -> str:

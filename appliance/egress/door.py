@@ -1,8 +1,8 @@
 """The one way in: a listener that stays outside and hands bytes to a Unix socket in the seal.
 
-Why not simply inherit the listening socket: see :mod:`appliance.egress.seal`. The door holds the TCP
-listener and the child it started (``unshare`` and, in there, the supervisor), and copies bytes; TLS
-ends at the gateway inside, so the door sees cipher text only and decides nothing.
+Why not simply inherit the listening socket: see :mod:`appliance.egress.seal`. The door holds the
+TCP listener and the child it started (``unshare`` and, in there, the supervisor), and copies bytes;
+TLS ends at the gateway inside, so the door sees cipher text only and decides nothing.
 
 ``python -m appliance.egress.door --listen-fd N --run FOLDER -- ARGV…``
 
@@ -71,11 +71,10 @@ async def _pass_through(
     """Join one caller to the gateway until both sides are done."""
     inner_writer: asyncio.StreamWriter | None = None
     try:
-        inner_reader, inner_writer = await asyncio.wait_for(
-            _reach_gateway(run_folder), _CONNECT_SECONDS
-        )
+        reaching = asyncio.wait_for(_reach_gateway(run_folder), _CONNECT_SECONDS)
+        inner_reader, inner_writer = joined = await reaching
         async with asyncio.TaskGroup() as both:
-            both.create_task(_copy(outer_reader, inner_writer))
+            both.create_task(_copy(outer_reader, joined[1]))
             both.create_task(_copy(inner_reader, outer_writer))
     except* (OSError, TimeoutError):
         pass  # the caller sees its connection closed; the gateway logs what it knows

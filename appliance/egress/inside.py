@@ -1,7 +1,7 @@
 """The first program in the seal: shut what a network namespace leaves open, then run the rest.
 
-``python -m appliance.egress.inside SPEC`` (``SPEC``: :meth:`appliance.egress.seal.SealSpec.as_json`)
-starts as process 1 of fresh namespaces with every capability in them and none outside, and
+``python -m appliance.egress.inside SPEC`` (:meth:`appliance.egress.seal.SealSpec.as_json`) starts
+as process 1 of fresh namespaces with every capability in them and none outside, and
 
 1. brings the loopback interface up;
 2. hides the machine's folders. A Unix socket with a *path* is found through the file system, so a
@@ -107,8 +107,8 @@ def shut_file_system(orders: Orders) -> FileSystem:
         _empty(folder, "size=1m,mode=0755")
         done.hidden_folders.append(str(folder))
     syscalls.bind(private_tmp, Path("/tmp"))  # noqa: S108 - the private one
-    done.hidden_folders.append("/tmp")
-    if Path("/var").is_dir():
+    done.hidden_folders.append("/tmp")  # noqa: S108
+    if "/var" in done.hidden_folders:
         Path("/var/tmp").symlink_to("/tmp")  # noqa: S108
 
     _bring_back(kept, home, done)
@@ -175,7 +175,7 @@ def _own_dev(devices: dict[Path, str], shm_bytes: int) -> None:
 
 
 def _own_sys(cgroup: str | None) -> str:
-    """A sysfs that shows this network namespace's interfaces; a container may forbid mounting it."""
+    """A sysfs that shows this network namespace; a container may forbid mounting it."""
     try:
         syscalls.mount("sysfs", Path("/sys"), "sysfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC)
     except PermissionError:

@@ -127,9 +127,7 @@ def _attempt(probe: str, target: str, send: Callable[[], str]) -> ProbeResult:
     return ProbeResult(probe, target, "reached", detail)
 
 
-def _control(
-    probe: str, listener: Listener, send: Callable[[str, int], str]
-) -> ProbeResult:
+def _control(probe: str, listener: Listener, send: Callable[[str, int], str]) -> ProbeResult:
     target = f"{listener.host}:{listener.port}"
     try:
         return ProbeResult(probe, target, "control-ok", send(listener.host, listener.port))

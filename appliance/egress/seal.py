@@ -19,7 +19,6 @@ goes out through the *outer* namespace. So the listener stays outside with
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import stat
 import subprocess
@@ -177,4 +176,4 @@ def prepare_folders(home: Home) -> None:
     for folder, mode in ((home.root, 0o755), (home.run, 0o755), (home.tmp, 0o700)):
         folder.mkdir(parents=True, exist_ok=True)
         if stat.S_IMODE(folder.stat().st_mode) & 0o022:
-            os.chmod(folder, mode)
+            folder.chmod(mode)
