@@ -751,3 +751,143 @@ class BuildStepFailed(ApplianceError):
     what = N_("Building '{artefact}' stopped at: {step}.")
     why = N_("{reason}")
     fix = N_("The whole output is in {log}. Mend the cause and run the same command again.")
+
+
+# --- tuning -------------------------------------------------------------------------------------
+
+
+class DatasetRowsInvalid(ApplianceError):
+    code = "dataset-rows-invalid"
+    exit_code = ExitCode.USAGE
+    what = N_("{path} has {count} rows that cannot be used: {lines}.")
+    why = N_("{reason}")
+    fix = N_(
+        'Each line must be {{"prompt": …, "completion": …}} or {{"messages": […]}} in UTF-8. Correct'
+        " these, then run 'sovctl data import' again."
+    )
+
+
+class DatasetUnusable(ApplianceError):
+    code = "dataset-unusable"
+    exit_code = ExitCode.USAGE
+    what = N_("{path} cannot be imported as a data set.")
+    why = N_("{reason}")
+    fix = N_("Give a .jsonl file, or a folder with train.jsonl and heldout.jsonl.")
+
+
+class TuneRunInvalid(ApplianceError):
+    code = "tune-run-invalid"
+    exit_code = ExitCode.USAGE
+    what = N_("The tuning run described in {path} cannot be started.")
+    why = N_("{reason}")
+    fix = N_("Submit it again with 'sovctl tune submit'.")
+
+
+class TuneInputChanged(ApplianceError):
+    code = "tune-input-changed"
+    exit_code = ExitCode.REFUSED
+    what = N_("The {kind} {name} is not the one this run was submitted with.")
+    why = N_("Its content in {path} has digest {found}; the run names {wanted}.")
+    fix = N_("Run 'sovctl doctor' to check the installation, then submit the run again.")
+
+
+class TuneNoRows(ApplianceError):
+    code = "tune-no-rows"
+    exit_code = ExitCode.USAGE
+    what = N_("The data set {name} has no {split} row of at most {max_length} tokens.")
+    why = N_("{left_out} rows are longer than that and were left out.")
+    fix = N_("Raise max_length in the spec, or import shorter rows, then 'sovctl tune submit'.")
+
+
+class TuneTemplateUnfit(ApplianceError):
+    code = "tune-template-unfit"
+    exit_code = ExitCode.USAGE
+    what = N_("The data set {name} holds conversations that {base} cannot be tuned on.")
+    why = N_("{reason}")
+    fix = N_("Import rows of prompt and completion instead ('sovctl data import').")
+
+
+class TuneLossNotFinite(ApplianceError):
+    code = "tune-loss-not-finite"
+    exit_code = ExitCode.FAILED
+    what = N_("Training stopped at step {step}: the loss is {loss}.")
+    why = N_("The updates became too large for the numbers; learning_rate is {learning_rate}.")
+    fix = N_("Lower learning_rate in the spec (try a third), then run 'sovctl tune submit'.")
+
+
+class TuneOutOfMemory(ApplianceError):
+    code = "tune-out-of-memory"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("Training ran out of memory at step {step}.")
+    why = N_("{batch_rows} rows of up to {max_length} tokens a step did not fit.")
+    fix = N_("Halve batch_rows (or max_length) in the spec, then run 'sovctl tune submit'.")
+
+
+class TuneClusterUnreachable(ApplianceError):
+    code = "tune-cluster-unreachable"
+    exit_code = ExitCode.FAILED
+    what = N_("The tuning job cannot reach Ray.")
+    why = N_("{reason}")
+    fix = N_("Run 'sovctl doctor'; if the appliance is stopped, 'sovctl start'.")
+
+
+class TuneWorkerLost(ApplianceError):
+    code = "tune-worker-lost"
+    exit_code = ExitCode.FAILED
+    what = N_("The training worker was lost {times} times and the run ended.")
+    why = N_("{reason}")
+    fix = N_(
+        "Run 'sovctl doctor' (memory, disk), then submit the same spec: it goes on from its last"
+        " checkpoint."
+    )
+
+
+class TuneStopped(ApplianceError):
+    code = "tune-stopped"
+    exit_code = ExitCode.INTERRUPTED
+    what = N_("The tuning run was asked to stop, and stopped at step {step} of {steps}.")
+    why = N_("A checkpoint holds what was learnt so far.")
+    fix = N_("Submit the same spec again ('sovctl tune submit') and it goes on from there.")
+
+
+class AdapterRunIncomplete(ApplianceError):
+    code = "adapter-run-incomplete"
+    exit_code = ExitCode.FAILED
+    what = N_("The run in {path} has no adapter to register.")
+    why = N_("{reason}")
+    fix = N_("Run 'sovctl tune list' to see how the run ended, then 'sovctl tune submit'.")
+
+
+class AdapterRefused(ApplianceError):
+    code = "adapter-refused"
+    exit_code = ExitCode.REFUSED
+    what = N_("The adapter {name} is not loaded.")
+    why = N_("{reason}")
+    fix = N_("Run 'sovctl adapters list' to see each adapter's status; tune it again if damaged.")
+
+
+class AdapterKeyUnusable(ApplianceError):
+    code = "adapter-key-unusable"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("The key that signs adapters, {path}, cannot be used.")
+    why = N_("{reason}")
+    fix = N_("Restore it from a backup, or run 'sovctl install' again to make a new one.")
+
+
+# --- serving ------------------------------------------------------------------------------------
+
+
+class NoModelToServe(ApplianceError):
+    code = "no-model-to-serve"
+    exit_code = ExitCode.NOT_FOUND
+    what = N_("There is no model to serve in {folder}.")
+    why = N_("The installed release holds no folder there with a model's config.json.")
+    fix = N_("Run 'sovctl bundle inspect BUNDLE' to see what it holds, and install one with a model.")
+
+
+class ServingUnhealthy(ApplianceError):
+    code = "serving-unhealthy"
+    exit_code = ExitCode.FAILED
+    what = N_("The model server did not become healthy.")
+    why = N_("{reason}")
+    fix = N_("Run 'sovctl logs serve' for what it printed, then 'sovctl doctor'.")

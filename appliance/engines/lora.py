@@ -31,7 +31,12 @@ _HALVES = {".lora_A.weight": "A", ".lora_B.weight": "B"}
 # Settings of peft.LoraConfig 0.21 that leave inference as computed here. A setting that is not
 # named and not empty may change what the adapter computes, so it is refused.
 _NEUTRAL_SETTINGS = frozenset(
-    ["auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout", "megatron_core", "peft_type", "peft_version", "qalora_group_size", "r", "revision", "target_modules", "task_type", "use_rslora", "bias"]
+    {
+        *("peft_type", "peft_version", "task_type", "auto_mapping", "inference_mode"),
+        *("base_model_name_or_path", "revision", "r", "lora_alpha", "lora_dropout", "use_rslora"),
+        *("bias", "init_lora_weights", "target_modules", "exclude_modules"),
+        *("layers_to_transform", "layers_pattern", "megatron_core", "qalora_group_size"),
+    }
 )
 # PiSSA, OLoRA, CorDA, LoftQ and EVA change the base weights as well: the adapter alone is not it.
 _PLAIN_INITIALISATIONS = (True, False, "gaussian", "orthogonal", None)
