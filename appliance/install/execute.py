@@ -42,6 +42,9 @@ def execute(
     :class:`ReleaseUnhealthy` if the new release did not work and the one before runs again.
     """
     if not plan.pending:
+        left = journal.unfinished()  # killed after the last act and before its record
+        if left is not None and left.release == plan.release:
+            _record(journal, plan, "end")
         return
     _record(journal, plan, "begin")
     for step in plan.pending:

@@ -13,7 +13,7 @@ refused (:class:`~appliance.errors.JournalDamaged`).
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -50,13 +50,23 @@ class Entry(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """A plan that was interrupted: what it was installing, over what, and how far it came."""
+    """A plan that was interrupted: what it was installing, over what, and how far it came.
+
+    ``open_phases`` were intended and not recorded as done. Such a phase runs again even if its end
+    state is true, because what follows the act in it (its ledger entry) may be missing.
+    """
 
     plan: str
     release: str
     replaces: str | None
     begun: datetime
-    phase: str
+    open_phases: frozenset[str] = frozenset()
+
+    def after(self, entry: Entry) -> Unfinished:
+        """What is unfinished once a phase's ``entry`` is read too."""
+        if entry.mark == "done":
+            return replace(self, open_phases=self.open_phases - {entry.phase})
+        return replace(self, open_phases=self.open_phases | {entry.phase})
 
 
 def parse(data: bytes, path: Path) -> tuple[list[Entry], int]:
@@ -80,11 +90,13 @@ def find_unfinished(entries: Iterable[Entry]) -> Unfinished | None:
     found: Unfinished | None = None
     for entry in entries:
         if entry.mark == "begin":
-            found = Unfinished(entry.plan, entry.release, entry.replaces, entry.at, "")
+            resumes = found is not None and found.release == entry.release
+            still_open = found.open_phases if found is not None and resumes else frozenset()
+            found = Unfinished(entry.plan, entry.release, entry.replaces, entry.at, still_open)
         elif entry.mark in {"end", "given-up"}:
             found = None
         elif found is not None and entry.phase:
-            found = Unfinished(found.plan, found.release, found.replaces, found.begun, entry.phase)
+            found = found.after(entry)
     return found
 
 

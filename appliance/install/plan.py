@@ -64,7 +64,8 @@ class BundleFacts:
 @dataclass(frozen=True, slots=True)
 class Installed:
     """What is on this machine. ``current`` is the active release, ``running`` the one whose
-    processes live (None: stopped), ``replaces`` what an interrupted plan had begun to replace."""
+    processes live (None: stopped), ``replaces`` what an interrupted plan had begun to replace and
+    ``open_phases`` the phases it had begun and not recorded as done."""
 
     missing_blobs: int
     missing_bytes: int
@@ -76,6 +77,7 @@ class Installed:
     running: str | None
     healthy: bool
     replaces: str | None = None
+    open_phases: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +124,15 @@ class Plan:
 def make_plan(bundle: BundleFacts, installed: Installed, wish: Wish) -> Plan:
     """Decide every phase."""
     before = installed.current if installed.current != bundle.release else installed.replaces
-    steps = (
+    prepared = (
         _blobs(bundle, installed),
         _release(bundle, installed),
         _runtime(bundle, installed),
         _secrets(installed),
         _activate(bundle, installed),
+    )
+    steps = (
+        *(_reopened(step, installed) for step in prepared),
         *_running(bundle, installed, wish),
     )
     anything = any(step.action == "run" for step in steps)
@@ -138,6 +143,12 @@ def make_plan(bundle: BundleFacts, installed: Installed, wish: Wish) -> Plan:
     )
     name = hashlib.sha256(f"{bundle.digest}\n{before or ''}".encode()).hexdigest()[:16]
     return Plan(name, bundle.release, before, (preflight, *steps))
+
+
+def _reopened(step: Step, installed: Installed) -> Step:
+    if step.action == "skip" and step.phase in installed.open_phases:
+        return Step(step.phase, "run", _("make sure of what was interrupted"))
+    return step
 
 
 def _blobs(bundle: BundleFacts, installed: Installed) -> Step:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -74,7 +75,14 @@ def test_an_interrupted_plan_is_remembered_with_what_it_replaces() -> None:
     intent = Entry(plan="p", mark="intent", phase="start", at=NOW)
     found = find_unfinished([begin, intent])
     assert found is not None
-    assert (found.release, found.replaces, found.phase) == ("b-2", "b-1", "start")
+    assert (found.release, found.replaces, found.open_phases) == ("b-2", "b-1", {"start"})
+    done = Entry(plan="p", mark="done", phase="start", at=NOW)
+    resumed = find_unfinished([begin, intent, begin])
+    assert resumed is not None
+    assert resumed.open_phases == {"start"}
+    assert find_unfinished([begin, intent, begin, done]) == replace(
+        resumed, open_phases=frozenset()
+    )
     for closing in ("end", "given-up"):
         assert find_unfinished([begin, intent, Entry(plan="p", mark=closing, at=NOW)]) is None
 
