@@ -62,7 +62,7 @@ def test_results_survive_the_wire(found: list[ProbeResult]) -> None:
     assert results_from_json(sent) == tuple(found)
 
 
-@given(st.recursive(st.none() | st.text() | st.integers(), lambda s: st.lists(s)))
+@given(st.recursive(st.none() | st.text() | st.integers(), st.lists))
 def test_junk_on_the_wire_is_refused_by_name(junk: object) -> None:
     if junk != []:
         with pytest.raises(ValueError, match="probe"):
