@@ -11,7 +11,7 @@ checkpoint somebody else kept. Keep checkpoints on another machine (``sovctl aud
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from appliance.ledger.event import Event, EventInvalid
@@ -21,6 +21,7 @@ from appliance.ledger.note import Checkpoint, NoteInvalid, Verifier, verify_chec
 from appliance.ledger.tiles import HEIGHT, WIDTH, Tile, decode_entries
 from appliance.progress import Progress
 
+_LEAF_DIFFERS = "the entry does not hash to its leaf"
 _MAX_FAULTS = 100  # a rewritten log has one per entry; a hundred say enough
 
 
@@ -113,7 +114,7 @@ class _Walk:
                 self._fault(bundle.path, f"not an event: {error}", first + offset)
         for offset, (built, kept) in enumerate(zip(leaves or (), stored or (), strict=False)):
             if built != kept:
-                self._fault(bundle.path, "the entry does not hash to its leaf", first + offset)
+                self._fault(bundle.path, _LEAF_DIFFERS, first + offset)
         self._grow(leaves)
         return bundle.width
 
@@ -122,8 +123,8 @@ class _Walk:
         for level in range(1, len(self.rows)):
             if self.rows[level]:
                 self._compare(level, self.rows[level])
-        if not self.lost and self.tree.root() != self.head.root:
-            self._fault(CHECKPOINT, "the entries build another root than it states", None)
+        if not self.lost:
+            self._compare_root()
         self._at_older()
         if self.older and self.older.size > self.head.size:
             reason = f"the older checkpoint has {self.older.size} entries, this one fewer"
@@ -156,9 +157,25 @@ class _Walk:
         tile = tile_at(level, (nodes - 1) // WIDTH, self.head.size)
         stored = self._read_hashes(tile)
         for offset, (built, kept) in enumerate(zip(row, stored or (), strict=False)):
-            if built != kept:
-                first = (tile.index * WIDTH + offset) << (HEIGHT * level)
+            first, end = ((tile.index * WIDTH + offset + i) << (HEIGHT * level) for i in (0, 1))
+            # A bad entry makes every hash above it differ; it has been named already.
+            if built != kept and not self._has_fault_in(first, end):
                 self._fault(tile.path, "the tile does not match the entries under it", first)
+
+    def _compare_root(self) -> None:
+        if self.tree.root() == self.head.root:
+            # The entries are those signed; where a leaf differs from one, the tile is bad.
+            self.faults = [
+                replace(f, path=tile_at(0, f.index // WIDTH, self.head.size).path)
+                if f.reason == _LEAF_DIFFERS and f.index is not None
+                else f
+                for f in self.faults
+            ]
+        elif not self._has_fault_in(0, self.head.size):
+            self._fault(CHECKPOINT, "the entries build another root than it states", None)
+
+    def _has_fault_in(self, first: int, end: int) -> bool:
+        return any(f.index is not None and first <= f.index < end for f in self.faults)
 
     def _at_older(self) -> None:
         """When as many leaves are in as the older checkpoint has, its root must be ours."""
