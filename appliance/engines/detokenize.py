@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 _REPLACEMENT = "\ufffd"
-# A character of UTF-8 takes at most four bytes, so four tokens; beyond that the bytes are not text.
-_LONGEST_INCOMPLETE = 4
+# The first three bytes of a four-byte character may each be shown as U+FFFD until the last comes.
+_LONGEST_INCOMPLETE = 3
 
 
 @dataclass(slots=True)
@@ -21,38 +21,40 @@ class IncrementalDetokenizer:
     """Decode token ids as they come; the pieces joined are the decoding of all of them.
 
     ``decode`` maps token ids to text, with U+FFFD where bytes make no character. Each call decodes
-    only the tokens since the last released text and the few before it that give it context.
+    only the tokens since the text last ended in a whole character, and the stretch before them,
+    which they may depend on.
     """
 
     decode: Callable[[Sequence[int]], str]
-    _tokens: list[int] = field(default_factory=list)
-    _context: int = 0  # index of the first token decoded, for context
-    _released: int = 0  # index of the first token whose text is not released
+    _tokens: list[int] = field(default_factory=list)  # the stretch before, and the tokens since
+    _whole: int = 0  # how many of them belong to the stretch before
+    _released: int = 0  # how many characters of their text are released
 
     def push(self, tokens: Sequence[int]) -> str:
         """Add tokens; return the text that is now certain."""
         self._tokens.extend(tokens)
-        text = self._pending()
-        unreleased = len(self._tokens) - self._released
-        if text.endswith(_REPLACEMENT) and unreleased <= _LONGEST_INCOMPLETE:
-            return ""
-        self._context = self._released
-        self._released = len(self._tokens)
-        # Only the context is ever decoded again: what lies before it can go.
-        del self._tokens[: self._context]
-        self._released -= self._context
-        self._context = 0
-        return text
+        text = self.decode(self._tokens)
+        certain = _certain_length(text)
+        piece = text[self._released : certain]
+        self._released = max(self._released, certain)
+        if certain == len(text):
+            del self._tokens[: self._whole]
+            self._whole = len(self._tokens)
+            self._released = len(self.decode(self._tokens))
+        return piece
 
     def flush(self) -> str:
         """The text held back, incomplete characters as U+FFFD; call once, at the end."""
-        text = self._pending()
-        self._released = len(self._tokens)
-        return text
+        text = self.decode(self._tokens)
+        piece = text[self._released :]
+        self._released = len(text)
+        return piece
 
-    def _pending(self) -> str:
-        known = self.decode(self._tokens[self._context : self._released])
-        return self.decode(self._tokens[self._context :])[len(known) :]
+
+def _certain_length(text: str) -> int:
+    """How much of ``text`` more bytes cannot change."""
+    tail = text[-_LONGEST_INCOMPLETE:]
+    return len(text) - (len(tail) - len(tail.rstrip(_REPLACEMENT)))
 
 
 @dataclass(slots=True)

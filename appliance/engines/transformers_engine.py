@@ -194,7 +194,8 @@ class TransformersEngine:
         processor = self._manager.batch_processor
         if processor is None:
             return self._size.cache_tokens
-        return round(processor.cache.compute_free_capacity() * self._size.cache_tokens)
+        free: float = processor.cache.compute_free_capacity()
+        return round(free * self._size.cache_tokens)
 
     def _adapter(self, name: str | None) -> Adapter | None:
         if name is None:

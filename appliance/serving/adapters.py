@@ -1,7 +1,7 @@
 """Which adapters are served, pinned by digest, surviving the replica's death.
 
-Every load verifies first, also the loads a new replica does by itself from what the old one left in
-``run/loaded-adapters.json``: between the two, an adapter may have been retired or its files changed.
+Every load verifies first, also those a new replica does by itself from what the old one left in
+``run/loaded-adapters.json``: meanwhile an adapter may have been retired or its files changed.
 """
 
 from __future__ import annotations

@@ -93,19 +93,20 @@ class Answers:
         ):
             raise RequestRefused(
                 404,
-                f"The model '{wanted.model}' does not exist here. GET /v1/models lists those that do.",
+                f"There is no model '{wanted.model}' here. GET /v1/models lists those there are.",
                 code="model_not_found",
                 param="model",
             )
         prompt = await self._encode(wanted)
-        room = self.engine.capabilities.context_tokens - len(prompt)
+        context = self.engine.capabilities.context_tokens
+        room = context - len(prompt)
         max_tokens = wanted.wanted_tokens() or room
         if room < 1 or max_tokens > room:
             total = len(prompt) + (max_tokens if room > 0 else 1)
             raise RequestRefused(
                 400,
-                f"This model's context is {self.engine.capabilities.context_tokens} tokens, and the "
-                f"request needs at least {total} ({len(prompt)} of them the prompt).",
+                f"This model's context is {context} tokens, and the request needs at least {total}"
+                f" ({len(prompt)} of them the prompt).",
                 code="context_length_exceeded",
                 param="messages" if isinstance(wanted, ChatRequest) else "prompt",
             )

@@ -1,7 +1,7 @@
 """The Serve application: one replica holding engine and ingress together.
 
-Engine and ingress share a process on purpose: a token goes from the model to the HTTP answer without
-another hop between Ray workers. Settings here were chosen by ``tests/bench/serving.py``.
+Engine and ingress share a process on purpose: a token goes from the model to the HTTP answer
+without another hop between Ray workers. Settings here were chosen by ``tests/bench/serving.py``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _HEALTHY_WITHIN = 180.0  # seconds; the model loads in a few, more on a cold dis
 
 
 class ModelServer:
-    """What runs in the replica. Serve calls the methods named ``__serve…__`` and ``check_health``."""
+    """What runs in the replica. Serve calls ``__serve_build_asgi_app__`` and ``check_health``."""
 
     def __init__(self, config: ServingConfig) -> None:
         from appliance.engines.transformers_engine import EngineSize, TransformersEngine

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from pathlib import Path
 
 import pytest
 import torch
 from engine_fixtures import make_adapter, make_model
-from safetensors.torch import load_file, save_file
 
 from appliance.engines.engine import (
-    AdapterUnusable,
     GenerationRequest,
     Message,
     Sampling,
@@ -143,56 +139,3 @@ async def test_unloading_an_adapter_leaves_a_running_request_alone(engine, tmp_p
 async def test_a_conversation_follows_the_models_template(engine):
     ids = engine.encode_chat([Message("user", "hi")])
     assert engine._decode(ids) == "[user]hi\n[assistant]"
-
-
-@pytest.mark.parametrize(
-    ("settings", "reason"),
-    [
-        ({"peft_type": "IA3"}, "LoRA"),
-        ({"use_dora": True}, "use_dora"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"bias": "all"}, "biases"),
-        ({"init_lora_weights": "pissa"}, "pissa"),
-        ({"r": 8}, "expected"),
-        ({"r": 0}, "rank"),
-        ({"lora_alpha": "two"}, "lora_alpha"),
-    ],
-)
-async def test_an_adapter_it_would_misread_is_refused(engine, tmp_path, settings, reason):
-    path = make_adapter(tmp_path / "bad", 1, **settings)
-    with pytest.raises(AdapterUnusable, match=reason):
-        await engine.load_adapter("bad", path)
-    assert engine.adapters == []
-
-
-def _rename(tensors, old, new):
-    return {key.replace(old, new): value for key, value in tensors.items()}
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (lambda t: _rename(t, "layers.1", "layers.9"), "no layer"),
-        (lambda t: _rename(t, "mlp.down_proj", "mlp"), "not a linear"),
-        (lambda t: _rename(t, "lora_A", "lora_X"), "not a LoRA weight"),
-        (lambda t: dict(list(t.items())[1:]), "only one"),
-        (lambda t: {k: v * torch.nan for k, v in t.items()}, "finite"),
-        (lambda t: {}, "no weights"),
-    ],
-)
-async def test_adapter_weights_that_do_not_fit_are_refused(engine, tmp_path, change, reason):
-    path: Path = make_adapter(tmp_path / "bad", 1)
-    weights = path / "adapter_model.safetensors"
-    save_file(change(load_file(weights)), weights)
-    with pytest.raises(AdapterUnusable, match=reason):
-        await engine.load_adapter("bad", path)
-
-
-async def test_an_adapter_without_its_files_is_refused(engine, tmp_path):
-    with pytest.raises(AdapterUnusable, match="cannot be read"):
-        await engine.load_adapter("none", tmp_path)
-    (tmp_path / "adapter_config.json").write_text(
-        json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 4})
-    )
-    with pytest.raises(AdapterUnusable, match="cannot be read"):
-        await engine.load_adapter("none", tmp_path)
