@@ -681,6 +681,14 @@ class ApiKeyUnknown(ApplianceError):
     fix = N_("List the keys with 'sovctl keys list'.")
 
 
+class RunInProgress(ApplianceError):
+    code = "run-in-progress"
+    exit_code = ExitCode.BUSY
+    what = N_("The adapter {adapter} is being made already, by the job {job}.")
+    why = N_("A name stands for one adapter, and one run has one folder.")
+    fix = N_("Follow it with 'sovctl tune logs {job}', or choose another name in the spec.")
+
+
 class GatewayAnswerUnclear(ApplianceError):
     code = "gateway-answer-unclear"
     exit_code = ExitCode.FAILED
@@ -751,6 +759,14 @@ class BuildStepFailed(ApplianceError):
     what = N_("Building '{artefact}' stopped at: {step}.")
     why = N_("{reason}")
     fix = N_("The whole output is in {log}. Mend the cause and run the same command again.")
+
+
+class EpochInvalid(ApplianceError):
+    code = "epoch-invalid"
+    exit_code = ExitCode.USAGE
+    what = N_("SOURCE_DATE_EPOCH is '{value}', which dates nothing.")
+    why = N_("It must be whole seconds since 1970, not before 1980 (ZIP has no earlier dates).")
+    fix = N_("Set it, for example: export SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)")
 
 
 # --- tuning -------------------------------------------------------------------------------------

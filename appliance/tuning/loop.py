@@ -1,0 +1,281 @@
+"""One run from a base model to an evaluated adapter: the body of the training worker.
+
+    load → evaluate the base → train (checkpoints) → evaluate the adapter → save
+
+Ray Train calls :func:`work` in its worker process; tests call :func:`train` directly. Everything
+the run needs is in its folder (:mod:`appliance.tuning.run`) and so is everything it makes, so a
+worker that was killed is simply started again: evaluations already made are read, training goes on
+from the newest checkpoint, and the result is the same to the bit (same machine, same threads).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from appliance.errors import (
+    ApplianceError,
+    TuneLossNotFinite,
+    TuneNoRows,
+    TuneStopped,
+    TuneTemplateUnfit,
+)
+from appliance.tuning import datasets
+from appliance.tuning.batches import Batches, Example
+from appliance.tuning.checkpoints import Checkpoints
+from appliance.tuning.encode import Split, TemplateUnfit, read_split
+from appliance.tuning.evaluate import Evaluation, evaluate, heldout_loss, steps_of
+from appliance.tuning.failures import explained
+from appliance.tuning.files import write_atomically
+from appliance.tuning.model import attach, load_base, load_tokenizer, summed_loss
+from appliance.tuning.outcome import Outcome, save_outcome
+from appliance.tuning.run import Digest, Run, RunFolder, line
+from appliance.tuning.schedule import learning_rate, seconds_left
+
+
+class _BaseEvaluation(BaseModel):
+    """``evaluation-base.json``: the figures, how long they took, and for which run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run: Digest
+    seconds: float
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True)
+class _Rows:
+    train: Split
+    heldout: tuple[Example, ...]
+
+
+Report = Callable[[dict[str, float]], None]
+
+
+def work(config: dict[str, str]) -> None:
+    """Ray Train's ``train_loop_per_worker``; ``config`` is ``{"run_dir": path}``.
+
+    A failure that would only repeat itself (bad data, NaN, out of memory) is written to
+    ``error.json`` and the worker ends normally, so that Ray does not try it again; the driver reads
+    the file. Anything else propagates and is retried by Ray.
+    """
+    import ray.train
+
+    folder = RunFolder(Path(config["run_dir"]))
+    try:
+        train(folder, ray.train.report)
+    except ApplianceError as error:
+        folder.fail(error)
+
+
+def train(folder: RunFolder, report: Report) -> None:
+    """Do the whole run in ``folder``, or what is left of it; leaves ``result/`` but its card.
+
+    Raises:
+        TuneNoRows, TuneTemplateUnfit: the data set cannot be trained on.
+        TuneLossNotFinite: the loss is NaN or infinite.
+        TuneStopped: ``folder.stop`` appeared; a checkpoint was written.
+        TuneOutOfMemory, DiskFull: the machine is too small.
+    """
+    run = folder.load()
+    with explained(folder.root, run.spec):
+        torch.set_num_threads(run.threads or _threads_from_environment())
+        # Warn only: an operator without a deterministic kernel makes a run unrepeatable, not wrong.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        folder.report(line("load", 0, 1))
+        tokenizer = load_tokenizer(run.base.path)
+        rows = _read(run, tokenizer)
+        base = load_base(run.base.path, run.spec.precision, device)
+        folder.report(line("load", 1, 1))
+
+        before = _evaluate_base(folder, run, base, tokenizer, rows)
+        model = attach(base, run.spec)
+        _Training(folder, run, model, rows, tokenizer.pad_token_id, before.seconds, report).go()
+        after = _evaluate(folder, run, model, tokenizer, rows, phase="evaluate-adapter")
+
+        folder.report(line("save", 0, 1))
+        outcome = Outcome(
+            before=before.evaluation,
+            after=after,
+            rows_trained_on=len(rows.train.examples),
+            rows_left_out=rows.train.left_out,
+            precision=str(base.dtype).removeprefix("torch."),
+            device=device.type,
+            threads=torch.get_num_threads(),
+        )
+        save_outcome(folder, run, model, outcome)
+        folder.report(line("save", 1, 1))
+
+
+def _threads_from_environment() -> int:
+    for name in ("APPLIANCE_TUNING_THREADS", "OMP_NUM_THREADS"):
+        value = os.environ.get(name, "")
+        if value.isdigit() and int(value) > 0:
+            return int(value)
+    return len(os.sched_getaffinity(0))
+
+
+def _read(run: Run, tokenizer: Any) -> _Rows:
+    spec = run.spec
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    splits = []
+    try:
+        for name, most in ((datasets.TRAIN, None), (datasets.HELDOUT, spec.evaluation.heldout)):
+            split = read_split(run.dataset.path / name, tokenizer, spec.max_length, most)
+            if not split.examples:
+                raise TuneNoRows(
+                    name=run.dataset.name,
+                    split=name.removesuffix(".jsonl"),
+                    max_length=spec.max_length,
+                    left_out=split.left_out,
+                )
+            splits.append(split)
+    except TemplateUnfit as error:
+        raise TuneTemplateUnfit(
+            name=run.dataset.name, base=run.base.name, reason=f"{error}."
+        ) from error
+    return _Rows(train=splits[0], heldout=splits[1].examples)
+
+
+def _evaluate_base(
+    folder: RunFolder, run: Run, base: Any, tokenizer: Any, rows: _Rows
+) -> _BaseEvaluation:
+    """The base's figures, measured once a run."""
+    try:
+        known = _BaseEvaluation.model_validate_json(folder.base_evaluation.read_bytes())
+        if known.run == run.digest():
+            return known
+    except (OSError, ValidationError):
+        pass
+    started = time.monotonic()
+    evaluation = _evaluate(folder, run, base, tokenizer, rows, phase="evaluate-base")
+    measured = _BaseEvaluation(
+        run=run.digest(), seconds=time.monotonic() - started, evaluation=evaluation
+    )
+    write_atomically(folder.base_evaluation, measured.model_dump_json().encode())
+    return measured
+
+
+def _evaluate(
+    folder: RunFolder,
+    run: Run,
+    model: Any,
+    tokenizer: Any,
+    rows: _Rows,
+    *,
+    phase: Literal["evaluate-base", "evaluate-adapter"],
+) -> Evaluation:
+    task = run.spec.evaluation.task
+    steps = steps_of(len(rows.heldout), task)
+    done = 0
+    folder.report(line(phase, 0, steps))
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        folder.report(line(phase, done, steps))
+
+    evaluation = evaluate(model, tokenizer, rows.heldout, task, step)
+    folder.report(line(phase, steps, steps, heldout_loss=evaluation.loss))
+    return evaluation
+
+
+@dataclass
+class _Training:
+    """The optimiser steps of a run. ``afterwards`` is the seconds the last evaluation will take."""
+
+    folder: RunFolder
+    run: Run
+    model: Any
+    rows: _Rows
+    pad_token: int
+    afterwards: float
+    report: Report
+
+    def __post_init__(self) -> None:
+        spec = self.run.spec
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=True
+        )
+        self.batches = Batches(self.rows.train.examples, spec.batch_rows, spec.seed, self.pad_token)
+        self.checkpoints = Checkpoints(self.folder.checkpoints, self.run.digest())
+
+    def go(self) -> None:
+        """Train from the newest checkpoint to the last step."""
+        spec = self.run.spec
+        start = self.checkpoints.restore(self.model, self.optimizer)
+        recent: deque[tuple[float, int]] = deque(maxlen=10)
+        self.model.train()
+        for step in range(start, spec.steps):
+            began = time.monotonic()
+            loss, tokens = self._step(step)
+            done = step + 1
+            measured = self._heldout(done)
+            if done % spec.checkpoint_every == 0 or done == spec.steps:
+                self.checkpoints.save(done, self.model, self.optimizer)
+            recent.append((time.monotonic() - began, tokens))
+            self._tell(done, loss, measured, recent)
+            if self.folder.stop.exists() and done < spec.steps:
+                self.checkpoints.save(done, self.model, self.optimizer)
+                self.folder.report(line("stopped", done, spec.steps))
+                raise TuneStopped(step=done, steps=spec.steps)
+
+    def _step(self, step: int) -> tuple[float, int]:
+        """One optimiser step; its loss (nats per learnt token, before it) and its tokens."""
+        batch = self.batches.at(step)
+        loss = summed_loss(self.model, batch, self.model.device) / batch.learnt
+        value = loss.item()
+        # Checked before the update, so that no checkpoint ever holds what NaN did to the weights.
+        if not math.isfinite(value):
+            raise TuneLossNotFinite(
+                step=step + 1, loss=value, learning_rate=self.run.spec.learning_rate
+            )
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.run.spec.max_gradient_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.run.spec, step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return value, batch.tokens
+
+    def _heldout(self, done: int) -> float | None:
+        every = self.run.spec.evaluation.every
+        if not every or done % every or done == self.run.spec.steps:
+            return None
+        return heldout_loss(self.model, self.rows.heldout, self.pad_token)
+
+    def _tell(
+        self,
+        done: int,
+        loss: float,
+        measured: float | None,
+        recent: deque[tuple[float, int]],
+    ) -> None:
+        seconds = [took for took, _tokens in recent]
+        steps = self.run.spec.steps
+        rate = sum(tokens for _took, tokens in recent) / sum(seconds)
+        left = seconds_left(seconds, steps - done, self.afterwards)
+        self.folder.report(
+            line(
+                "train",
+                done,
+                steps,
+                loss=round(loss, 4),
+                heldout_loss=measured,
+                tokens_per_second=round(rate, 1),
+                eta_seconds=round(left, 1),
+            )
+        )
+        self.report({"step": done, "loss": loss})
