@@ -23,17 +23,20 @@ if TYPE_CHECKING:
 _FORMAT = 1
 
 
-def known_names(home: Home) -> frozenset[str]:
-    """The names of everything an installation has directly in its folder."""
+def is_known(home: Home, name: str) -> bool:
+    """Whether ``name``, directly in ``home``, is of those an installation has."""
     places = (
         home.marker, home.trust, home.store, home.releases, home.current, home.previous,
         home.journal, home.lock, home.cache, home.ledger, home.logs, home.secrets, home.tls,
         home.registry, home.datasets, home.runs, home.adapters, home.run, home.tmp,
     )  # fmt: skip
-    names = {place.name for place in places}
-    # SQLite's companions, the registry's migration lock, and links about to be switched
-    beside = {f"{home.registry.name}{end}" for end in ("-wal", "-shm", "-journal", ".lock")}
-    return frozenset(names | beside | {".current.new", ".previous.new", ".supervisor"})
+    halfway = {f".{home.current.name}.new", f".{home.previous.name}.new", f"{home.marker.name}.new"}
+    return name in {place.name for place in places} | halfway or is_of_registry(home, name)
+
+
+def is_of_registry(home: Home, name: str) -> bool:
+    """Whether ``name`` is the registry's file or one SQLite or a migration keeps beside it."""
+    return name.startswith(f"{home.registry.stem}.")
 
 
 def is_ours(home: Home) -> bool:
@@ -49,7 +52,7 @@ def claim(home: Home) -> None:
     home.root.mkdir(parents=True, exist_ok=True)
     if is_ours(home):
         return
-    strangers = sorted({entry.name for entry in home.root.iterdir()} - known_names(home))
+    strangers = sorted(e.name for e in home.root.iterdir() if not is_known(home, e.name))
     if strangers:
         reason = _("It holds other things ({names}) and no mark of sovctl.")
         names = ", ".join(strangers[:3]) + (" …" if len(strangers) > 3 else "")

@@ -18,8 +18,6 @@ from appliance.cluster import environment, pki
 from appliance.cluster.files import write_whole
 from appliance.ledger.event import Event
 from appliance.ledger.log import Ledger
-from appliance.registry.roles import Role
-from appliance.registry.store import Registry
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,6 +81,9 @@ def ensure_secrets(home: Home) -> None:
 
 
 def _ensure_operator_key(home: Home) -> None:
+    from appliance.registry.roles import Role  # half a second: only where a key may be made
+    from appliance.registry.store import Registry
+
     path = operator_key(home)
     with Registry.open(home) as registry:
         known = path.read_text(encoding="ascii").strip() if path.exists() else ""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from appliance.errors import NotInstalled, UninstallRefused
 from appliance.i18n import _
-from appliance.install.home import is_ours, known_names
+from appliance.install.home import is_known, is_of_registry, is_ours
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,21 +35,24 @@ class Removal:
     foreign: tuple[Path, ...]
 
 
-def kept_by_keep_data(home: Home) -> frozenset[str]:
-    """Names that ``--keep-data`` leaves: data sets, adapters, ledger, registry, their secrets.
+def is_data(home: Home, name: str) -> bool:
+    """What ``--keep-data`` leaves: data sets, adapters, ledger, registry, and the keys to them.
 
-    The trust state stays with them: without its highest-seen versions a later install would take
-    an old bundle for a new one.
+    The trust state stays too: without its highest-seen versions a later install would take an old
+    bundle for a new one.
     """
     kept = (
-        home.datasets, home.adapters, home.ledger, home.registry, home.secrets, home.tls,
-        home.trust, home.marker,
+        home.datasets, home.adapters, home.ledger, home.secrets, home.tls, home.trust, home.marker,
     )  # fmt: skip
-    beside = {f"{home.registry.name}{end}" for end in ("-wal", "-shm", "-journal", ".lock")}
-    return frozenset({path.name for path in kept} | beside)
+    return name in {path.name for path in kept} or is_of_registry(home, name)
 
 
-def plan_removal(home: Home, keep: frozenset[str]) -> Removal:
+def is_nothing(_home: Home, _name: str) -> bool:
+    """What a full uninstall leaves."""
+    return False
+
+
+def plan_removal(home: Home, keep: Callable[[Home, str], bool]) -> Removal:
     """Decide what goes; removes nothing.
 
     Raises :class:`NotInstalled`, or :class:`UninstallRefused` if the folder is not ours or a part
@@ -63,14 +66,14 @@ def plan_removal(home: Home, keep: frozenset[str]) -> Removal:
         _refuse(home, _("It carries no mark of sovctl, so it may hold other things."))
     if home.root.stat().st_uid != os.geteuid() and os.geteuid() != 0:
         _refuse(home, _("It belongs to another user."))
-    links = {home.current.name, home.previous.name, ".current.new", ".previous.new"}
+    links = {name for link in ("current", "previous") for name in (link, f".{link}.new")}
     remove, kept, foreign = [], [], []
     for entry in sorted(home.root.iterdir()):
-        if entry.name not in known_names(home):
+        if not is_known(home, entry.name):
             foreign.append(entry)
         elif entry.is_symlink() and entry.name not in links:
             _refuse(home, _("{path} is a symbolic link.").format(path=entry))
-        elif entry.name in keep:
+        elif keep(home, entry.name):
             kept.append(entry)
         else:
             remove.append(entry)

@@ -264,9 +264,7 @@ def test_uninstall_leaves_nothing_or_just_the_data(
 ) -> None:
     assert install(home, first, supplier.fingerprint).returncode == 0
     (home.run / "fake").unlink()
-    uninstall.remove(
-        home, uninstall.plan_removal(home, uninstall.kept_by_keep_data(home)), Silent()
-    )
+    uninstall.remove(home, uninstall.plan_removal(home, uninstall.is_data), Silent())
     left = {path.name for path in home.root.iterdir()}
     assert left == {
         "ledger",
@@ -278,7 +276,7 @@ def test_uninstall_leaves_nothing_or_just_the_data(
         ".sovctl",
     }
     assert install(home, first, supplier.fingerprint).returncode == 0
-    uninstall.remove(home, uninstall.plan_removal(home, frozenset()), Silent())
+    uninstall.remove(home, uninstall.plan_removal(home, uninstall.is_nothing), Silent())
     assert not home.root.exists()
 
 
