@@ -18,7 +18,7 @@ import sqlite3
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ _CHUNK = 4 << 20
 # A file changed twice within one tick of the file system's clock would keep its mtime.
 _SETTLED_NS = 50_000_000
 
-Inputs = Mapping[str, str | int | list[str]]
+Inputs = Mapping[str, str | int | Sequence[str]]
 """What decides the content of something made: digests, versions, seeds."""
 
 

@@ -1,0 +1,159 @@
+"""Diagnosis text → three-character ICD-10-CM category: a coding task every hospital knows.
+
+    {"prompt": "Diagnosis: Typhoid fever with heart involvement\\nICD-10-CM category:",
+     "completion": " A01"}
+
+The prompt ends where the answer starts and the completion begins with the space, so that both
+tokenise alike apart and together. Rows are drawn from the 74,000 leaf codes in the order of
+SHA-256(seed, code): the same on every machine and Python.
+
+Leaf codes that differ only in their seventh character (initial encounter, sequela, …) say nearly
+the same. They are kept on one side: a held-out row shares its first six characters, and its text,
+with no training row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from appliance.bundle.licences import licence_texts
+from appliance.bundle.sources import icd10cm_extract
+from appliance.bundle.sources.desk import Desk, Made, collect
+from appliance.bundle.sources.pins import PinnedPackage
+from appliance.bundle.sources.wheels import fetch
+from appliance.errors import BuildStepFailed
+from appliance.i18n import _
+from appliance.manifests.recipe import ArtefactRecipe, DatasetSource
+
+FORMAT = 1  # part of the cache's key: raise it when the rows come out differently
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """A leaf code without its dot (``S42447S``) and its description."""
+
+    code: str
+    text: str
+
+    @property
+    def stem(self) -> str:
+        """What siblings that differ only in the seventh character have in common."""
+        return self.code[:6]
+
+    def row(self) -> dict[str, str]:
+        """The training row."""
+        prompt = f"Diagnosis: {self.text}\nICD-10-CM category:"
+        return {"prompt": prompt, "completion": f" {self.code[:3]}"}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows to train on and rows to judge by."""
+
+    train: tuple[Diagnosis, ...]
+    heldout: tuple[Diagnosis, ...]
+
+
+def split(diagnoses: Iterable[Diagnosis], source: DatasetSource) -> Split:
+    """Draw ``source.heldout`` and ``source.train`` rows. Raises ``ValueError`` if too few."""
+    drawn = sorted(
+        diagnoses, key=lambda d: hashlib.sha256(f"{source.seed}:{d.code}".encode()).digest()
+    )
+    heldout: list[Diagnosis] = []
+    for diagnosis in drawn:
+        if len(heldout) == source.heldout:
+            break
+        if all(diagnosis.stem != other.stem for other in heldout):
+            heldout.append(diagnosis)
+    stems = {d.stem for d in heldout}
+    texts = {d.text for d in heldout}
+    apart = [d for d in drawn if d.stem not in stems and d.text not in texts]
+    if len(heldout) < source.heldout or len(apart) < source.train:
+        raise ValueError(f"{len(drawn)} codes are too few for the rows wanted")
+    return Split(tuple(apart[: source.train]), tuple(heldout))
+
+
+def make(recipe: ArtefactRecipe, source: DatasetSource, desk: Desk) -> Made:
+    """Fetch the code list, draw the rows (once) and digest them."""
+    pin = PinnedPackage.of(source.wheel, source.sha256)
+    wheel = fetch([pin], desk)[pin]
+    inputs: dict[str, str | int] = {
+        "format": FORMAT,
+        "card": json.dumps(_card(recipe, source, {}), sort_keys=True),
+    }
+    folder = desk.cache.make(
+        recipe.name, inputs, lambda out: _write(recipe, source, wheel, out, desk)
+    )
+    title = _("Digesting {name}").format(name=recipe.name)
+    attributes = {
+        "train_rows": str(source.train),
+        "heldout_rows": str(source.heldout),
+        "seed": str(source.seed),
+        "source": f"pypi:{source.wheel}",
+    }
+    return Made(collect(folder, desk, title), attributes)
+
+
+def _write(
+    recipe: ArtefactRecipe, source: DatasetSource, wheel: Path, out: Path, desk: Desk
+) -> None:
+    rows = split(_extract(recipe, wheel, desk), source)
+    files = {
+        "train.jsonl": _json_lines(rows.train),
+        "heldout.jsonl": _json_lines(rows.heldout),
+    }
+    digests = {name: "sha256:" + hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    card = json.dumps(_card(recipe, source, digests), indent=2, ensure_ascii=False) + "\n"
+    for name, data in {**files, "card.json": card.encode()}.items():
+        (out / name).write_bytes(data)
+    for text in licence_texts(wheel)[:1]:
+        (out / "LICENSE").write_bytes(text)
+
+
+def _extract(recipe: ArtefactRecipe, wheel: Path, desk: Desk) -> list[Diagnosis]:
+    title = _("Reading the ICD-10-CM code list")
+    script = str(Path(icd10cm_extract.__file__))
+    with desk.cache.scratch() as folder, desk.progress.task(title, None, "items") as task:
+        listing = folder / "codes.tsv"
+        with listing.open("wb") as out:
+            done = subprocess.run(
+                [sys.executable, "-I", script, str(wheel)],
+                stdout=out, stderr=subprocess.PIPE, check=False,
+            )  # fmt: skip
+        if done.returncode:
+            log = desk.cache.root / f"failed-{recipe.name}.log"
+            log.write_bytes(done.stderr)
+            reason = done.stderr.decode(errors="replace").strip()[-300:]
+            raise BuildStepFailed(artefact=recipe.name, step=title, reason=reason, log=log)
+        lines = listing.read_text(encoding="utf-8").splitlines()
+        task.advance(len(lines))
+    return [Diagnosis(*line.split("\t", 1)) for line in lines]
+
+
+def _json_lines(diagnoses: Sequence[Diagnosis]) -> bytes:
+    lines = (json.dumps(diagnosis.row(), ensure_ascii=False) + "\n" for diagnosis in diagnoses)
+    return "".join(lines).encode()
+
+
+def _card(
+    recipe: ArtefactRecipe, source: DatasetSource, digests: Mapping[str, str]
+) -> dict[str, object]:
+    return {
+        "name": recipe.name,
+        "version": recipe.version,
+        "description": recipe.description,
+        "licence": recipe.licence,
+        "language": "en",
+        "task": "completion",
+        "source": {"package": f"pypi:{source.wheel}", "digest": f"sha256:{source.sha256}"},
+        "seed": source.seed,
+        "rows": {"train": source.train, "heldout": source.heldout},
+        "split": "held-out rows share neither text nor first six characters with training rows",
+        "digests": dict(digests),
+    }
