@@ -116,7 +116,7 @@ def load(path: Path, store: Store, verifier: Verifier, progress: Progress) -> Lo
         _require_space(store.root, needed)
         for member in present:
             bundle.check_frame(member)
-        with progress.task(_("Verifying and loading"), needed, "bytes") as task:
+        with store.batch(), progress.task(_("Verifying and loading"), needed, "bytes") as task:
             _Stream(bundle, lambda m: store.writer(_digest(m), m.size), task).run(missing)
         return LoadedBundle(content, verified, written=needed, skipped=total - needed)
 
