@@ -1,0 +1,79 @@
+"""``python -m appliance.gateway.server --fd N --home HOME``: TLS on an inherited listening socket.
+
+The socket (Unix or TCP) was opened by whoever started us; the certificate is ``tls/gateway.pem``
+with ``secrets/gateway.key``. TLS 1.2 is the oldest spoken. Ends on SIGTERM: answers under way get
+ten seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import socket
+import ssl
+import sys
+from pathlib import Path
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from appliance.gateway.wiring import gateway
+from appliance.layout import Home
+
+_GRACE_S = 10
+
+
+def context(home: Home) -> ssl.SSLContext:
+    """The gateway's side of TLS.
+
+    Raises :class:`OSError` (:class:`ssl.SSLError`) where certificate and key are missing or unfit.
+    """
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.minimum_version = ssl.TLSVersion.TLSv1_2
+    made.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    # ANSSI's TLS guide: forward secrecy and authenticated encryption only.
+    made.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL")
+    made.load_cert_chain(home.tls / "gateway.pem", home.secrets / "gateway.key")
+    return made
+
+
+def server(app: ASGIApp, tls: ssl.SSLContext) -> uvicorn.Server:
+    """uvicorn around ``app``; it keeps no access log, because the ledger is the record."""
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        ws="none",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        log_level="warning",
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=_GRACE_S,
+        h11_max_incomplete_event_size=32 << 10,
+    )
+    config.load()
+    config.ssl = tls
+    return uvicorn.Server(config)
+
+
+async def serve(home: Home, listener: socket.socket) -> None:
+    """Serve until told to stop."""
+    async with gateway(home) as app:
+        await server(app, context(home)).serve(sockets=[listener])
+
+
+def main(arguments: list[str]) -> int:
+    """Command line of the gateway."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fd", type=int, required=True, help="listening socket, inherited")
+    parser.add_argument("--home", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level="INFO")
+    listener = socket.socket(fileno=options.fd)
+    asyncio.run(serve(Home(options.home), listener))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
