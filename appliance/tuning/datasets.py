@@ -3,8 +3,8 @@
 ```
 Home.datasets/<hex>/   train.jsonl  heldout.jsonl  [card.json]
 ```
-Rows are copied as they are (line ends become ``\\n``); the data set's digest is :func:`appliance.tuning.files.tree_digest` of the
-files.
+Rows are copied as they are (line ends become a newline); the data set's digest is
+:func:`appliance.tuning.files.tree_digest` of the files.
 
 A single file is split: a row is held out when its SHA-256 starts with a byte below 13 (5 %). The
 choice depends on the row alone, so copies of a row are never on both sides, and an import repeated
@@ -71,12 +71,11 @@ class _Findings:
         )
 
 
-def import_dataset(
+def import_dataset(  # noqa: PLR0917 - the room's one entry; callers name them
     home: Home,
     registry: Registry,
     source_path: Path,
     name: str,
-    *,
     actor: str,
     progress: Progress,
 ) -> Dataset:
