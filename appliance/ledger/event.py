@@ -20,19 +20,23 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Literal, Self, cast, get_args
 
-import rfc8785
-
 Outcome = Literal["ok", "refused", "failed"]
 
 MAX_ENTRY_BYTES = 8192
 _MAX_FIELDS = 24
 _VERSION = 1
 
-_ACTOR = re.compile(r"[a-z][a-z0-9-]{0,31}:[!-~]{1,128}", re.ASCII)
+_ACTOR = re.compile(r"[a-z][a-z0-9-]{0,31}:[!#-\[\]-~]{1,128}", re.ASCII)
 _ACTION = re.compile(r"[a-z][a-z0-9-]{0,31}(\.[a-z][a-z0-9-]{0,31}){0,3}", re.ASCII)
 _FIELD = re.compile(r"[a-z][a-z0-9_.-]{0,47}", re.ASCII)
-_VALUE = re.compile(r"[!-~]{1,256}", re.ASCII)
+# Printable ASCII without space, quote and backslash: nothing needs escaping, so that 24 fields of it
+# stay below MAX_ENTRY_BYTES.
+_VALUE = re.compile(r"[!#-\[\]-~]{1,256}", re.ASCII)
 _AT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
+
+# An event's strings are printable ASCII and its only number is a small integer; for those, RFC 8785
+# is sorted keys without blanks, which the C encoder writes ten times faster than a general one.
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 #: What is recorded today (docs/architecture.md, Ledger). A new action needs no new format.
 ACTIONS = (
@@ -78,7 +82,8 @@ class Event:
     Args:
         actor: ``kind:name``, for instance ``operator:alice``, ``key:<id>``, ``system:supervisor``.
         action: one of :data:`ACTIONS`.
-        subject: identifiers and digests by name; printable ASCII without spaces, 256 at most each.
+        subject: identifiers and digests by name; printable ASCII without spaces, quotes and
+            backslashes, 256 characters at most each, 24 fields at most.
         outcome: ``ok``, ``refused`` or ``failed``.
         at: an aware time; now, if not given.
 
@@ -104,21 +109,22 @@ class Event:
             )
             _demand(
                 isinstance(value, str) and _VALUE.fullmatch(value),
-                f"subject field {name!r} is not 1 to 256 printable ASCII characters without spaces",
+                f"subject field {name!r} is not 1 to 256 printable ASCII characters"
+                " without space, quote or backslash",
             )
         object.__setattr__(self, "at", self.at.astimezone(UTC))
         object.__setattr__(self, "subject", MappingProxyType(dict(self.subject)))
 
     def encode(self) -> bytes:
         """The entry's bytes: RFC 8785 JSON, at most :data:`MAX_ENTRY_BYTES`."""
-        return rfc8785.dumps(self.as_json())
+        return _CANONICAL.encode(self.as_json()).encode("ascii")
 
     def as_json(self) -> dict[str, Any]:
         """The entry as JSON values."""
         return {
             "action": self.action,
             "actor": self.actor,
-            "at": self.at.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            "at": self.at.isoformat(timespec="microseconds").replace("+00:00", "Z"),
             "outcome": self.outcome,
             "subject": dict(self.subject),
             "v": _VERSION,

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Self
 
 from appliance.errors import (
-    ApplianceError,
     DiskFull,
     LedgerDamaged,
     LedgerExists,
@@ -53,8 +52,9 @@ class _Request:
     """One thread's entries, waiting for a commit."""
 
     entries: list[bytes]
-    indices: list[int] | None = None
+    indices: list[int] = field(default_factory=list)
     error: BaseException | None = None
+    settled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +72,9 @@ class Ledger:
         self._root = root
         self._signer = signer
         self._head = _Head()
-        self._waiting: list[_Request] = []
-        self._queue = threading.Lock()
-        self._commit = threading.Lock()
+        self._turn = threading.Condition()
+        self._waiting: list[_Request] = []  # guarded by _turn, like the next
+        self._committing = False
 
     @classmethod
     def create(cls, home: Home, origin: str) -> Self:
@@ -143,31 +143,33 @@ class Ledger:
         request = _Request([event.encode() for event in events])
         if not request.entries:
             return []
-        with self._queue:
+        with self._turn:
             self._waiting.append(request)
-        with self._commit:
-            # Whoever comes first commits for all that wait; the others find their work done.
-            if request.indices is None and request.error is None:
-                self._commit_waiting()
+            self._turn.wait_for(lambda: request.settled or not self._committing)
+            batch = []
+            if not request.settled:  # nobody is at it: commit for all that wait
+                batch, self._waiting = self._waiting, []
+                self._committing = True
+        if batch:
+            self._commit(batch)
         if request.error is not None:
             raise request.error
-        assert request.indices is not None
         return request.indices
 
-    def _commit_waiting(self) -> None:
-        with self._queue:
-            batch, self._waiting = self._waiting, []
+    def _commit(self, batch: list[_Request]) -> None:
         try:
             first = self._write([entry for request in batch for entry in request.entries])
-        except BaseException as error:  # every waiting thread must learn that it failed
+            for request in batch:
+                request.indices = list(range(first, first + len(request.entries)))
+                first += len(request.entries)
+        except BaseException as error:  # noqa: BLE001 - every waiting thread raises it
             for request in batch:
                 request.error = error
-            if not isinstance(error, ApplianceError):
-                raise
-            return
-        for request in batch:
-            request.indices = list(range(first, first + len(request.entries)))
-            first += len(request.entries)
+        with self._turn:
+            for request in batch:
+                request.settled = True
+            self._committing = False
+            self._turn.notify_all()
 
     def _write(self, entries: list[bytes]) -> int:
         """Make ``entries`` durable under a new checkpoint; the first one's index."""

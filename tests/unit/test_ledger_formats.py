@@ -4,11 +4,12 @@ import json
 from datetime import UTC, datetime
 
 import pytest
+import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.ledger.edge import Edge
-from appliance.ledger.event import Event, EventInvalid
+from appliance.ledger.event import MAX_ENTRY_BYTES, Event, EventInvalid
 from appliance.ledger.merkle import CompactRange, leaf_hash
 from appliance.ledger.note import (
     Checkpoint,
@@ -184,6 +185,33 @@ def test_an_entry_has_this_one_form():
         b'"outcome":"ok","subject":{"adapter":"x","digest":"sha256:ab"},"v":1}'
     )
     assert Event.decode(event.encode()) == event
+
+
+printable = st.text(
+    st.characters(min_codepoint=0x21, max_codepoint=0x7E, exclude_characters='"\\'),
+    min_size=1,
+    max_size=60,
+)
+
+
+@given(
+    printable,
+    st.dictionaries(
+        st.from_regex(r"[a-z][a-z0-9_.-]{0,47}", fullmatch=True), printable, max_size=24
+    ),
+    st.datetimes(timezones=st.just(UTC)),
+)
+def test_every_entry_is_canonical_json_and_reads_back(name, subject, at):
+    event = Event(f"operator:{name}", "login", subject, "refused", at)
+    assert event.encode() == rfc8785.dumps(event.as_json())
+    assert len(event.encode()) <= MAX_ENTRY_BYTES
+    assert Event.decode(event.encode()) == event
+
+
+def test_the_largest_event_fits():
+    subject = {f"{i:x>48}".replace("0", "o", 1): "~" * 256 for i in range(10, 34)}
+    event = Event(f"{'k' * 32}:{'~' * 128}", ".".join(["a" * 32] * 4), subject, "refused")
+    assert 7800 < len(event.encode()) <= MAX_ENTRY_BYTES
 
 
 @pytest.mark.parametrize(
