@@ -73,8 +73,12 @@ def _on_ledger(command: Callable[..., R]) -> Callable[..., R]:
         from appliance.ledger.files import CHECKPOINT, LedgerFiles
 
         root = folder or Home.from_environment().ledger
-        if not (root / CHECKPOINT).exists():
-            raise LedgerMissing(path=root)
+        try:
+            (root / CHECKPOINT).stat()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise LedgerMissing(path=root) from error
+        except OSError as error:
+            raise FileUnreadable(path=root, reason=error.strerror or error) from error
         return command(console, LedgerFiles(root), *args, **kwargs)
 
     return wrapped

@@ -108,8 +108,9 @@ class Ledger:
             LedgerKeyUnusable: its key is missing, readable by others, or not this log's.
             LedgerDamaged: its newest tiles do not build the root its checkpoint states.
         """
-        if not (home.ledger / CHECKPOINT).exists():
-            raise LedgerMissing(path=home.ledger)
+        with _operator_errors(home.ledger):
+            if not (home.ledger / CHECKPOINT).exists():
+                raise LedgerMissing(path=home.ledger)
         ledger = cls(home.ledger, _read_key(home.secrets / KEY))
         with _operator_errors(home.ledger), _exclusive(home.ledger) as lock:
             if lock.torn:
