@@ -6,6 +6,7 @@ Every load verifies first, also those a new replica does by itself from what the
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import tempfile
@@ -78,7 +79,7 @@ class ServedAdapters:
         self._remember()
 
     async def _load(self, pin: AdapterPin) -> None:
-        self.verify(pin)
+        await asyncio.to_thread(self.verify, pin)
         await self.engine.load_adapter(pin.name, pin.path)
         self.pins[pin.name] = pin
 

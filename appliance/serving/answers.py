@@ -87,16 +87,7 @@ class Answers:
 
     async def admit(self, wanted: ChatRequest | CompletionRequest) -> Answer:
         """Check a request against the model. Raises ``RequestRefused`` (400 or 404)."""
-        name = ModelName.parse(wanted.model)
-        if name.base != self.model_name or (
-            name.adapter is not None and name.adapter not in self.engine.adapters
-        ):
-            raise RequestRefused(
-                404,
-                f"There is no model '{wanted.model}' here. GET /v1/models lists those there are.",
-                code="model_not_found",
-                param="model",
-            )
+        name = self.check_model(wanted.model)
         prompt = await self._encode(wanted)
         context = self.engine.capabilities.context_tokens
         room = context - len(prompt)
@@ -117,6 +108,19 @@ class Answers:
             wanted.model,
             GenerationRequest(identity, prompt, wanted.sampling(max_tokens), name.adapter),
         )
+
+    def check_model(self, text: str) -> ModelName:
+        """The parts of a model's name. Raises ``RequestRefused`` (404) if it is not served."""
+        name = ModelName.parse(text)
+        known = name.adapter is None or name.adapter in self.engine.adapters
+        if name.base != self.model_name or not known:
+            raise RequestRefused(
+                404,
+                f"There is no model '{text}' here. GET /v1/models lists those there are.",
+                code="model_not_found",
+                param="model",
+            )
+        return name
 
     async def deltas(self, answer: Answer) -> AsyncIterator[Delta]:
         """Generate, counting tokens. Raises ``RequestRefused`` (429) when the queue is full."""

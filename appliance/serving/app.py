@@ -19,6 +19,7 @@ import asyncio
 import hmac
 import os
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -97,8 +98,24 @@ class GatewayOnly:
 
 
 def build_app(answers: Answers, served: ServedAdapters, key: bytes, created: int) -> FastAPI:
-    """The ingress. ``created`` is when the model was made, in Unix seconds."""
-    app = FastAPI(title="appliance serving", docs_url=None, redoc_url=None, openapi_url=None)
+    """The ingress. ``created`` is when the model was made, in Unix seconds.
+
+    On start-up it loads the adapters that were loaded before, so that a new replica is ready for
+    every model the old one served before it takes a request.
+    """
+
+    @asynccontextmanager
+    async def adapters_first(_app: FastAPI) -> AsyncIterator[None]:
+        await served.restore()
+        yield
+
+    app = FastAPI(
+        title="appliance serving",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        lifespan=adapters_first,
+    )
     app.add_middleware(GatewayOnly, key=key)
     _explain_errors(app)
     _openai_routes(app, answers, created)
@@ -112,6 +129,11 @@ def _openai_routes(app: FastAPI, answers: Answers, created: int) -> None:
         base = answers.model_name
         names = [base, *(f"{base}:{adapter}" for adapter in answers.engine.adapters)]
         return _json(ModelList(data=[ModelCard(id=name, created=created) for name in names]))
+
+    @app.get("/v1/models/{name}")
+    async def model(name: str) -> Response:
+        answers.check_model(name)
+        return _json(ModelCard(id=name, created=created))
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
@@ -195,6 +217,11 @@ def _explain_errors(app: FastAPI) -> None:
     @app.exception_handler(ApplianceError)
     async def appliance_error(_request: Request, error: ApplianceError) -> Response:
         return JSONResponse({"error": error.as_json()}, status_code=409)
+
+    @app.exception_handler(Exception)
+    async def unforeseen(_request: Request, _error: Exception) -> Response:
+        message = "The server failed in a way it does not know. The operator's log has more."
+        return _refusal(RequestRefused(500, message, code="internal_error"))
 
     @app.exception_handler(404)
     async def nowhere(request: Request, _error: Exception) -> Response:

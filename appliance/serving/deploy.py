@@ -13,7 +13,8 @@ from pathlib import Path
 import click
 import ray
 
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, ServingUnhealthy
+from appliance.i18n import _
 from appliance.layout import Home
 from appliance.progress import Silent
 from appliance.serving.config import ServingConfig
@@ -30,11 +31,18 @@ def main(home: Path) -> None:
     """Serve the current release's model."""
     try:
         config = ServingConfig.of_home(Home(home))
-        ray.init(address="auto", log_to_driver=False, namespace="appliance")
+        _join_ray()
         deploy(config, Silent())
     except ApplianceError as error:
         click.echo(json.dumps(error.as_json()), err=True)
         sys.exit(error.exit_code)
+
+
+def _join_ray() -> None:
+    try:
+        ray.init(address="auto", log_to_driver=False, namespace="appliance")
+    except (ConnectionError, RuntimeError) as error:
+        raise ServingUnhealthy(reason=_("Ray does not answer: {0}").format(error)) from error
 
 
 if __name__ == "__main__":

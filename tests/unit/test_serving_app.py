@@ -216,6 +216,8 @@ async def test_an_adapter_is_loaded_served_remembered_and_unloaded(
     assert (await client.post("/internal/adapters/icd", json=pin)).status_code == 204
     ids = [m["id"] for m in (await client.get("/v1/models")).json()["data"]]
     assert ids == ["base", "base:icd"]
+    assert (await client.get("/v1/models/base:icd")).json()["id"] == "base:icd"
+    assert (await client.get("/v1/models/base:law")).status_code == 404
     await client.post("/v1/chat/completions", json=chat(model="base:icd"))
     assert engine.asked[0].adapter == "icd"
 
