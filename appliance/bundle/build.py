@@ -9,9 +9,10 @@ kept, so an unchanged recipe gives the same file, byte for byte.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,23 +85,40 @@ def build(
         progress=progress,
         local_builds=recipe.local_builds,
     )
-    made = {artefact.name: _MAKERS[type(artefact.source)](artefact, artefact.source, desk)
-            for artefact in recipe.artefacts}  # fmt: skip
+    made = [_MAKERS[type(part.source)](part, part.source, desk) for part in recipe.artefacts]
     manifest = manifest_of(recipe, made, desk)
-    where = {f"sha256:{f.content.hex}": f.content.location for m in made.values() for f in m.files}
+    where = {f"sha256:{f.content.hex}": f.content.location for m in made for f in m.files}
     bill = sbom.bill_of(manifest, where)
     signatures = {a.name: _model_signature(a, model_key, cache) for a in manifest.of_kind("model")}
     members = signed_members(manifest, bill, signatures)
     content = BundleContent(manifest, bill, signatures, repository.sign(manifest.name, members))
-    size = write(out, content, where.__getitem__, progress)
-    return Built(out, manifest, size, time.monotonic() - started)
+    _write_once(out, content, where, cache, progress)
+    return Built(out, manifest, out.stat().st_size, time.monotonic() - started)
 
 
-def manifest_of(recipe: Recipe, made: Mapping[str, Made], desk: Desk) -> BundleManifest:
-    """The manifest of what was made. Raises ``SourceMissing`` if a path in it is not acceptable."""
+def _write_once(
+    out: Path,
+    content: BundleContent,
+    where: Mapping[str, Path],
+    cache: BuildCache,
+    progress: Progress,
+) -> None:
+    """Write the bundle, unless ``out`` is the file an earlier build wrote from the same content."""
+    front = hashlib.sha256(b"".join(content.members().values())).hexdigest()
+    if cache.is_output(out, front):
+        progress.say(_("{path} is already this bundle.").format(path=out))
+        return
+    write(out, content, where.__getitem__, progress)
+    cache.remember_output(out, front)
+
+
+def manifest_of(recipe: Recipe, made: Sequence[Made], desk: Desk) -> BundleManifest:
+    """The manifest of what was made, one for each part of the recipe.
+
+    Raises ``SourceMissing`` if a path in it is not acceptable.
+    """
     artefacts = []
-    for part in recipe.artefacts:
-        result = made[part.name]
+    for part, result in zip(recipe.artefacts, made, strict=True):
         files = sorted(
             (file.path, f"sha256:{file.content.hex}", file.content.size) for file in result.files
         )

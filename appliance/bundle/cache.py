@@ -3,7 +3,7 @@
     $SOVCTL_CACHE, or $XDG_CACHE_HOME/sovctl, or ~/.cache/sovctl
       wheels/<sha256>/<file name>     as published; the folder's name is the file's digest
       made/<digest of inputs>/…       what was made from them (a converted model, a data set)
-      digests.sqlite                  path, size, mtime, inode → SHA-256
+      digests.sqlite                  path, size, mtime, inode → SHA-256; bundles written
 
 Nothing here is trusted across the air gap: the writer hashes every byte again as it copies it.
 Removing the folder is always safe.
@@ -74,6 +74,11 @@ class BuildCache:
             " mtime_ns INTEGER, inode INTEGER, sha256 TEXT) WITHOUT ROWID"
         )
 
+        self._digests.execute(
+            "CREATE TABLE IF NOT EXISTS outputs (path TEXT PRIMARY KEY, state TEXT, identity TEXT)"
+            " WITHOUT ROWID"
+        )
+
     @classmethod
     def from_environment(cls) -> BuildCache:
         """The cache the environment names; see the module's first lines."""
@@ -107,6 +112,25 @@ class BuildCache:
                     (str(location), *state, hex_digest),
                 )
         return Digested(location, hex_digest, size)
+
+    def remember_output(self, path: Path, identity: str) -> None:
+        """Record that ``path``, as it is now, is the output ``identity`` stands for."""
+        with self._lock:
+            self._digests.execute(
+                "INSERT OR REPLACE INTO outputs VALUES (?, ?, ?)",
+                (str(path.absolute()), _state(path), identity),
+            )
+
+    def is_output(self, path: Path, identity: str) -> bool:
+        """Whether ``path`` is untouched (size, mtime, inode) since it was remembered as that."""
+        if not path.is_file():
+            return False
+        with self._lock:
+            row = self._digests.execute(
+                "SELECT 1 FROM outputs WHERE path=? AND state=? AND identity=?",
+                (str(path.absolute()), _state(path), identity),
+            ).fetchone()
+        return row is not None
 
     def make(self, what: str, inputs: Inputs, maker: Callable[[Path], None]) -> Path:
         """The folder of what ``maker`` makes from ``inputs``; it runs only if that is not here yet.
@@ -146,6 +170,11 @@ class BuildCache:
         final.parent.mkdir(exist_ok=True)
         path.replace(final)
         return final
+
+
+def _state(path: Path) -> str:
+    stat = path.stat()
+    return f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}"
 
 
 def _sha256(path: Path, task: Task) -> tuple[str, int]:

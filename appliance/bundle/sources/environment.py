@@ -48,17 +48,9 @@ def environment(lock: Path, artefact: str, desk: Desk, task: Task) -> Iterator[P
         make = Step(
             artefact,
             _("make an environment"),
-            (
-                uv,
-                "venv",
-                "--quiet",
-                "--offline",
-                "--no-config",
-                "--python",
-                desk.platform.python,
-                str(venv),
-            ),
-        )
+            (uv, "venv", "--quiet", "--offline", "--no-config",
+             "--python", desk.platform.python, str(venv)),
+        )  # fmt: skip
         run_step(make, desk, task)
         fill = Step(
             artefact,
