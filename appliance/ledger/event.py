@@ -29,7 +29,7 @@ _VERSION = 1
 _ACTOR = re.compile(r"[a-z][a-z0-9-]{0,31}:[!#-\[\]-~]{1,128}", re.ASCII)
 _ACTION = re.compile(r"[a-z][a-z0-9-]{0,31}(\.[a-z][a-z0-9-]{0,31}){0,3}", re.ASCII)
 _FIELD = re.compile(r"[a-z][a-z0-9_.-]{0,47}", re.ASCII)
-# Printable ASCII without space, quote and backslash: nothing needs escaping, so that 24 fields of it
+# Printable ASCII without space, quote and backslash: nothing needs escaping, so 24 fields of it
 # stay below MAX_ENTRY_BYTES.
 _VALUE = re.compile(r"[!#-\[\]-~]{1,256}", re.ASCII)
 _AT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
