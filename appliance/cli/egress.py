@@ -66,6 +66,7 @@ def _describe(seen: Observation, recorded: dict[str, Any], *, closed: bool) -> s
         (_("socket families"), ", ".join(recorded.get("allowed_families", []))),
         (_("system call filter"), _("on") if seen.seccomp == 2 else _("OFF")),
         (_("writable"), ", ".join(mounts.get("writable", []))),
+        (_("but not"), ", ".join(mounts.get("protected", []))),
         (_("hidden"), ", ".join(mounts.get("hidden_folders", []))),
     ]
     if mounts.get("not_read_only"):

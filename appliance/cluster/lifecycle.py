@@ -182,7 +182,16 @@ def _supervisor_argv(home: Home, release: Path, port: int, sealed: bool) -> list
         python=python,
         command=command,
         visible=seal.interpreter_paths(python),
-        hidden=(pki.ca_key(home),),
+        # Nothing in there needs the operator's key: the registry knows its digest.
+        hidden=(pki.ca_key(home), home.secrets / "operator.key"),
+        protected=(
+            home.releases,
+            home.store,
+            home.trust,
+            home.tls,
+            home.journal,
+            home.secrets,
+        ),
         shm_bytes=shares.shared_memory,
     )
     return seal.command(spec)

@@ -217,7 +217,7 @@ def components(home: Home, python: Path, gateway_fd: int) -> list[Component]:
         return (str(python), "-m", name, "--home", str(home.root), *options)
 
     return [
-        Component("ray", tuple(ray_head.start_argv(python, shares)), True, 90.0, ray_ready),
+        Component("ray", tuple(ray_head.start_argv(python, shares)), True, 180.0, ray_ready),
         Component(
             "serve", module("appliance.serving.deploy"), False, 600.0, ray_head.serve_answers
         ),
@@ -225,7 +225,7 @@ def components(home: Home, python: Path, gateway_fd: int) -> list[Component]:
             "gateway",
             module("appliance.gateway.server", "--fd", str(gateway_fd)),
             True,
-            60.0,
+            120.0,
             lambda: gateway_answers(home),
             (gateway_fd,),
         ),

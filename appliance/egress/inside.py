@@ -27,6 +27,7 @@ import os
 import socket
 import struct
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,6 +41,17 @@ _PLAIN_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _ACCELERATORS = ("nvidia*", "nvidia-caps/*", "dri/*", "kfd")
 # what runc and podman hold read-only or hide in /proc, for the same reasons
 _PROC_READ_ONLY = ("sys", "sysrq-trigger", "irq", "bus", "fs")
+# readable by the user who is root outside, and of no use in here
+_SYSTEM_SECRETS = (
+    "/etc/shadow",
+    "/etc/shadow-",
+    "/etc/gshadow",
+    "/etc/gshadow-",
+    "/etc/ssh",
+    "/etc/ssl/private",
+    "/etc/wireguard",
+    "/etc/NetworkManager/system-connections",
+)
 _PROC_HIDDEN = ("kcore", "keys", "timer_list", "sched_debug", "latency_stats")
 
 
@@ -50,6 +62,7 @@ class Orders:
     home: str
     visible: list[str]
     hidden: list[str]
+    protected: list[str]
     shm_bytes: int
     argv: list[str]
 
@@ -62,6 +75,7 @@ class FileSystem:
     hidden_files: list[str] = field(default_factory=list)
     visible: list[str] = field(default_factory=list)
     writable: list[str] = field(default_factory=list)
+    protected: list[str] = field(default_factory=list)
     devices: list[str] = field(default_factory=list)
     sysfs: str = ""
     read_only_by: str = ""
@@ -115,10 +129,11 @@ def shut_file_system(orders: Orders) -> FileSystem:
     _own_dev(devices, orders.shm_bytes)
     done.devices = sorted(str(path) for path in devices)
     done.sysfs = _own_sys(cgroup)
-    for name in orders.hidden:
-        if Path(name).is_file():
-            syscalls.bind("/dev/null", Path(name))
-            done.hidden_files.append(name)
+    _hide(done, (*orders.hidden, *_SYSTEM_SECRETS))
+    for name in orders.protected:
+        if Path(name).is_dir() and not Path(name).is_symlink():
+            syscalls.bind(name, Path(name))  # a mount of its own, to be made read-only
+            done.protected.append(name)
     _guard_proc()
     done.writable = [str(home), "/tmp", "/dev/shm"]  # noqa: S108
     _make_read_only(done)
@@ -185,6 +200,18 @@ def _own_sys(cgroup: str | None) -> str:
     return "own"
 
 
+def _hide(done: FileSystem, names: Iterable[str]) -> None:
+    """Files read as empty, folders are empty; what is not there needs no hiding."""
+    for path in map(Path, names):
+        if path.is_dir():
+            _empty(path, "size=64k,mode=0755")
+        elif path.exists():
+            syscalls.bind("/dev/null", path)
+        else:
+            continue
+        done.hidden_files.append(str(path))
+
+
 def _guard_proc() -> None:
     proc = Path("/proc")
     for name in _PROC_READ_ONLY:
@@ -199,6 +226,7 @@ def _make_read_only(done: FileSystem) -> None:
     """Everything read-only, then the few writable places back."""
     writable = [Path(name) for name in done.writable] + [Path("/dev/pts"), Path("/proc")]
     guarded = [Path("/proc") / name for name in _PROC_READ_ONLY]
+    guarded += [Path(name) for name in done.protected]
     attributes = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID
     try:
         syscalls.set_mount_attributes(Path("/"), add=attributes)
@@ -220,8 +248,8 @@ def _remount_each(writable: list[Path], guarded: list[Path]) -> list[str]:
     """Linux before 5.12: one remount each. Returns the mounts the kernel would not change."""
     refused = []
     for mount in live.mounts():
-        inside = any(mount.target.is_relative_to(place) for place in writable)
-        if inside and mount.target not in guarded:
+        free = any(mount.target.is_relative_to(place) for place in writable)
+        if free and not any(mount.target.is_relative_to(place) for place in guarded):
             continue
         flags = syscalls.MS_BIND | syscalls.MS_REMOUNT | MS_RDONLY | MS_NOSUID
         flags |= MS_NODEV if "nodev" in mount.options else 0

@@ -50,8 +50,9 @@ class SealSpec:
 
     ``python`` is the release's interpreter and ``command`` its arguments. ``visible`` are folders
     outside the installation that stay readable (an interpreter's own libraries); ``hidden`` are
-    files of the installation that read as empty in there (the CA's private key). ``shm_bytes``
-    bounds ``/dev/shm``, where Ray keeps its objects.
+    files of the installation that read as empty in there (the CA's private key). ``protected`` are
+    folders of the installation that cannot be written in there (what was signed and verified).
+    ``shm_bytes`` bounds ``/dev/shm``, where Ray keeps its objects.
     """
 
     home: Home
@@ -59,6 +60,7 @@ class SealSpec:
     command: tuple[str, ...]
     visible: tuple[Path, ...] = ()
     hidden: tuple[Path, ...] = ()
+    protected: tuple[Path, ...] = ()
     shm_bytes: int = _DEFAULT_SHM_BYTES
 
     def as_json(self) -> str:
@@ -68,6 +70,7 @@ class SealSpec:
                 "home": str(self.home.root),
                 "visible": [str(path) for path in self.visible],
                 "hidden": [str(path) for path in self.hidden],
+                "protected": [str(path) for path in self.protected],
                 "shm_bytes": self.shm_bytes,
                 "argv": [str(self.python), *self.command],
             }

@@ -64,6 +64,10 @@ def attacks(orders: dict[str, object]) -> dict[str, Callable[[], object]]:
         "user namespace": lambda: call(272 if X86 else 97, 0x10000000),
         "ptrace": lambda: call(101 if X86 else 117, 16, outer, 0, 0),
         "kill": lambda: os.kill(outer, 0),
+        "remount": lambda: call(
+            165 if X86 else 40, None, str(orders["home"] + "/store").encode(), None, 0x1020, None
+        ),
+        "move": lambda: Path(f"{orders['home']}/store").rename(f"{orders['home']}/stolen"),
         "umount": lambda: call(166 if X86 else 39, b"/run", 2),
         "mount": lambda: call(165 if X86 else 40, b"none", b"/mnt", b"tmpfs", 0, None),
         "core pattern": lambda: write("/proc/sys/kernel/core_pattern"),

@@ -81,6 +81,7 @@ def home(person: Person) -> Iterator[Home]:
     home = Home(folder / "an installation")
     seal.prepare_folders(home)
     home.secrets.mkdir()
+    home.store.mkdir()
     (home.secrets / "ca.key").write_text("the authority's key")
     (home.secrets / "kept").write_text("kept")
     if person.name == "nobody":
@@ -96,6 +97,7 @@ def spec_for(person: Person, home: Home, *command: str) -> seal.SealSpec:
         command=command,
         visible=(*seal.interpreter_paths(person.python), CODE),
         hidden=(home.secrets / "ca.key",),
+        protected=(home.store, home.secrets),
         shm_bytes=64 << 20,
     )
 
@@ -132,7 +134,17 @@ def outside(home: Home) -> Iterator[Outside]:
 
 
 def test_nothing_gets_out(person: Person, home: Home, outside: Outside, tmp_path: Path) -> None:
-    writes = ["/etc/x", "/usr/x", "/run/x", "/var/x", "/dev/x", "/sys/kernel/x", str(CODE / "x")]
+    writes = [
+        str(home.store / "x"),
+        str(home.secrets / "kept"),
+        "/etc/x",
+        "/usr/x",
+        "/run/x",
+        "/var/x",
+        "/dev/x",
+        "/sys/kernel/x",
+        str(CODE / "x"),
+    ]
     orders = {
         "home": str(home.root),
         "hidden": str(home.secrets / "ca.key"),
