@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _CHUNK = 4 << 20
 # A file changed twice within one tick of the file system's clock would keep its mtime.
 _SETTLED_NS = 50_000_000
+_ABANDONED_S = 86_400
 
 Inputs = Mapping[str, str | int | Sequence[str]]
 """What decides the content of something made: digests, versions, seeds."""
@@ -64,6 +65,7 @@ class BuildCache:
             raise PermissionRefused(
                 path=root, action=_("used as build cache"), reason=error.strerror or error
             ) from error
+        self._sweep()
         self._lock = threading.Lock()
         self._digests = sqlite3.connect(
             root / "digests.sqlite", timeout=30, check_same_thread=False, isolation_level=None
@@ -154,6 +156,13 @@ class BuildCache:
                 if not final.is_dir():  # another build made the same in the meantime
                     raise
         return final
+
+    def _sweep(self) -> None:
+        """Remove what builds that were killed left behind, once nobody can still be using it."""
+        for folder in self._scratch.iterdir():
+            with suppress(OSError):
+                if folder.stat().st_mtime < time.time() - _ABANDONED_S:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:

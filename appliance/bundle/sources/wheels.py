@@ -163,7 +163,6 @@ def _download(
         _keep(target, pins, desk)
     if output is not None:
         raise _diagnose(output, pins, desk)
-    task.advance(len(pins))
 
 
 def _run_pip(
@@ -178,7 +177,7 @@ def _run_pip(
         *(f"--platform={name}" for name in _platform_names(platform)),
         *options, "--dest", str(target), "-r", str(requirements),
     ]  # fmt: skip
-    lines = []
+    lines: list[str] = []
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
         text=True, errors="replace",
@@ -186,6 +185,8 @@ def _run_pip(
         assert process.stdout is not None
         for line in process.stdout:
             lines.append(line)
+            if re.match(r"(Saved|File was already downloaded) ", line):
+                task.advance(1)
             if fetched := re.match(r"\s+Downloading (\S+) \(([^)]+)\)", line):
                 task.note(f"{fetched[1].rpartition('/')[2]} ({fetched[2]})")
     return "".join(lines) if process.returncode else None
