@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # Batches whose rows are sorted together: more means less padding and less even a shuffle.
 WINDOW = 8
@@ -101,7 +101,7 @@ def pad(examples: Sequence[Example], pad_token: int) -> Batch:
     )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Batches:
     """The batches of a run, addressed by step number, for ever: epochs follow one another."""
 
@@ -109,6 +109,8 @@ class Batches:
     rows: int
     seed: int
     pad_token: int
+    # The epoch last asked for and its order: a shuffle of a million rows is not for every step.
+    _known: tuple[int, list[list[int]]] = field(default=(-1, []), init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.examples:
@@ -122,7 +124,9 @@ class Batches:
     def at(self, step: int) -> Batch:
         """The batch of ``step`` (from 0)."""
         epoch, index = divmod(step, self.per_epoch)
-        chosen = self._order(epoch)[index]
+        if self._known[0] != epoch:
+            self._known = (epoch, self._order(epoch))
+        chosen = self._known[1][index]
         return pad([self.examples[i] for i in chosen], self.pad_token)
 
     def _order(self, epoch: int) -> list[list[int]]:
