@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from appliance.ledger.files import LedgerFiles
 from appliance.ledger.tiles import Tile
 
 
@@ -58,10 +59,10 @@ def sync_folder(path: Path) -> None:
 def remove_tail(root: Path, size: int) -> None:
     """Remove what lies beyond a log of ``size`` entries: traces of an append that did not end."""
     (root / ".checkpoint.new").unlink(missing_ok=True)
-    for path in sorted(root.glob("tile/**/*")):
-        tile = Tile.parse(path.relative_to(root).as_posix())
+    for name in LedgerFiles(root).paths():
+        tile = Tile.parse(name)
         if tile is not None and not tile.within(size):
-            path.unlink()
+            (root / name).unlink()
 
 
 def remove_tree(path: Path) -> None:

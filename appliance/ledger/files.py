@@ -5,6 +5,7 @@ Nothing here trusts what it reads; the callers compare it with a signed checkpoi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -113,6 +114,15 @@ class LedgerFiles:
         number, first = divmod(index << within, WIDTH)
         hashes = self.hashes(tile_at(level, number, size))
         return perfect_root(hashes[first : first + (1 << within)])
+
+    def paths(self) -> list[str]:
+        """Every file under ``tile/``, relative to the log; what vanishes meanwhile is not."""
+        found = [
+            (Path(folder) / name).relative_to(self.root).as_posix()
+            for folder, _folders, names in os.walk(self.root / "tile")
+            for name in names
+        ]
+        return sorted(found)
 
     def edge(self, size: int) -> Edge:
         """The right edge of the log of ``size`` entries, as the next append needs it.

@@ -237,11 +237,8 @@ def _verifier_faults(files: LedgerFiles, verifier: Verifier) -> Iterator[Fault]:
 
 def _leftover_faults(files: LedgerFiles, size: int) -> Iterator[Fault]:
     """Files under ``tile/`` the walk did not read: narrower partial tiles, and what is no tile."""
-    for path in sorted(files.root.glob("tile/**/*")):
-        name = path.relative_to(files.root).as_posix()
+    for name in files.paths():
         tile = Tile.parse(name)
-        if path.is_dir() and not path.is_symlink():
-            continue
         if tile is None:
             yield Fault(name, "it is no file of a log")
         elif tile.within(size) and tile.width < WIDTH and not _is_prefix(files, tile, size):

@@ -10,6 +10,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +27,14 @@ from appliance.ledger.verify import Verdict, verify
 from appliance.progress import Silent
 
 ORIGIN = "hospital.example/appliance"
+
+
+GOLDEN = """PeterNeumann
+1000
+kK7B2QsMcwEgNtwO7+harE2rUQazlQPv6lmDzbxzgZc=
+
+— PeterNeumann x08go0d2lmz3yGYwScIqsOHs4Yp5GGLfHs2H3C/+cjClbPKyzhVHCvmmj5SHIpAit89UHALCpFT1PS65YDtz1Ghw5gY=
+"""  # noqa: E501
 
 
 def event(name: str) -> Event:
@@ -170,6 +179,12 @@ def test_kill_at_every_system_call_loses_nothing_acknowledged(home: Home, tmp_pa
 
 def _append_until(home: Home, batch: list[Event], call: int) -> None:
     ledger = Ledger.open(home)
+    _die_at(call)
+    ledger.append(batch)
+
+
+def _die_at(call: int) -> None:
+    """From now on, end this process at the ``call``-th change of the disk; a write stays half."""
     count = 0
 
     def dying(real: Callable, half: bool) -> Callable:
@@ -186,7 +201,101 @@ def _append_until(home: Home, batch: list[Event], call: int) -> None:
 
     for name in ("open", "write", "pwrite", "fsync", "replace", "unlink", "mkdir", "rmdir"):
         setattr(os, name, dying(getattr(os, name), half=name == "write"))
-    ledger.append(batch)
+
+
+def _create_until(home: Home, call: int) -> None:
+    _die_at(call)
+    Ledger.create(home, ORIGIN)
+
+
+def test_a_creation_killed_at_any_point_is_completed(tmp_path: Path):
+    for call in range(100):
+        home = Home(tmp_path / f"home-{call}")
+        if in_child(partial(_create_until, home, call)) == 0:
+            return
+        if not (home.ledger / "checkpoint").exists():
+            Ledger.create(home, ORIGIN)
+        assert Ledger.open(home).append([event("first")]) == [0]
+        assert verdict(home).ok
+    pytest.fail("the creation never came to its end")
+
+
+def test_nothing_is_published_before_it_is_on_the_disk(home: Home, monkeypatch):
+    """What a kill cannot show: every file and folder is synced before the checkpoint names it."""
+    ledger = Ledger.open(home)
+    ledger.append([event(str(n)) for n in range(200)])
+    root = home.ledger
+    opened: dict[int, Path] = {}
+    unsynced: set[Path] = set()
+    published: list[set[Path]] = []
+    real_open, real_fsync, real_replace, real_mkdir = os.open, os.fsync, os.replace, os.mkdir
+
+    def spy_open(path, flags, *args, **kwargs):
+        new = bool(flags & os.O_CREAT) and not Path(path).exists()
+        descriptor = real_open(path, flags, *args, **kwargs)
+        opened[descriptor] = Path(path)
+        if flags & os.O_TRUNC:
+            unsynced.add(Path(path))
+        if new:
+            unsynced.add(Path(path).parent)
+        return descriptor
+
+    def spy_fsync(descriptor):
+        real_fsync(descriptor)
+        unsynced.discard(opened[descriptor])
+
+    def spy_mkdir(path, *args, **kwargs):
+        real_mkdir(path, *args, **kwargs)
+        unsynced.add(Path(path).parent)
+
+    def spy_replace(source, target):
+        published.append(unsynced - {root})  # the checkpoint's own folder is synced after it
+        real_replace(source, target)
+        unsynced.add(root)
+
+    for name, spy in (
+        ("open", spy_open),
+        ("fsync", spy_fsync),
+        ("mkdir", spy_mkdir),
+        ("replace", spy_replace),
+    ):
+        monkeypatch.setattr(os, name, spy)
+    for batch in (1, 70, 300):  # a new partial tile, a new full one, new folders
+        ledger.append([event(str(n)) for n in range(batch)])
+    assert published == [set()] * 3
+    assert not unsynced
+
+
+def test_a_growing_ledger_can_be_verified_meanwhile(home: Home):
+    ledger, key = Ledger.open(home), key_of(home)
+    stop = threading.Event()
+
+    def grow() -> None:
+        while not stop.is_set():
+            ledger.append([event("x")] * 40)
+
+    writer = threading.Thread(target=grow)
+    writer.start()
+    try:
+        for _ in range(15):
+            found = verify(home.ledger, key, Silent())
+            assert found.ok, found.faults
+    finally:
+        stop.set()
+        writer.join()
+
+
+def test_the_same_key_and_events_make_the_same_ledger_in_every_release(tmp_path: Path):
+    """Ed25519 and the format are deterministic: a change of format shows here."""
+    home = Home(tmp_path / "home")
+    home.secrets.mkdir(parents=True)
+    key = home.secrets / "ledger.key"
+    key.write_text("PRIVATE+KEY+PeterNeumann+c74f20a3+AYEKFALVFGyNhPJEMzD1QIDr+Y7hfZx09iUvxdXHKDFz")
+    key.chmod(0o600)
+    ledger = Ledger.create(home, "PeterNeumann")
+    at = datetime(2026, 11, 24, 3, 1, 39, 123456, UTC)
+    ledger.append([Event("key:1", "inference", {"n": str(n)}, at=at) for n in range(1000)])
+    assert ledger.checkpoint().decode() == GOLDEN
 
 
 def test_processes_and_threads_append_together(home: Home):
