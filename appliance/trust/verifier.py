@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -94,6 +95,13 @@ class Verifier:
         if self._state.pin is None:
             raise TrustNotPinned(bundle=label)
         bundle = _Signed(label, metadata)
+        try:
+            return self._judge(bundle, members)
+        except (TypeError, AttributeError, KeyError, ValueError) as error:
+            # The libraries check signatures before they check types: hostile JSON gets this far.
+            raise bundle.tampered("metadata", "a value in it has the wrong type") from error
+
+    def _judge(self, bundle: _Signed, members: Mapping[str, bytes]) -> Verified:
         chain = bundle.roots()
         bundle.check_signatures(chain)
         anchor = self._anchor(bundle, chain)
@@ -228,7 +236,9 @@ class _Signed:
         """Every signature is by a key its delegator names, valid, and in its one allowed form."""
         for number, metadata in enumerate(chain):
             delegators = [root.signed for root in chain[max(number - 1, 0) : number + 1]]
-            keys = {k: root.keys[k] for root in delegators for k in root.roles[Root.type].keyids}
+            keys: dict[str, Key] = {}
+            for root in delegators:
+                keys |= _keys_of(root, Root.type)
             self._check_each(f"{number + 1}.root.json", metadata, keys)
             try:
                 for delegator in delegators:
@@ -237,14 +247,14 @@ class _Signed:
                 raise self.untrusted(f"{error}.") from error
         newest = chain[-1].signed
         for name in _ROLE_FILES:
-            role = newest.roles[name.removesuffix(".json")]
-            self._check_each(name, self.parse(name), {k: newest.keys[k] for k in role.keyids})
+            keys = _keys_of(newest, name.removesuffix(".json"))
+            self._check_each(name, self.parse(name), keys)
 
     def _check_each(self, name: str, metadata: Metadata[Any], keys: Mapping[str, Key]) -> None:
         for keyid, signature in metadata.signatures.items():
             if keyid not in keys:
                 raise self.untrusted(f"metadata/{name} is signed by an unknown key.")
-            if not set(signature.signature) <= set("0123456789abcdef"):
+            if not re.fullmatch(r"[0-9a-f]+", signature.signature):
                 raise self.tampered(f"metadata/{name}", "a signature is not lower-case")
             try:
                 keys[keyid].verify_signature(signature, metadata.signed_bytes)
@@ -269,6 +279,11 @@ class _Signed:
         name = min(out, key=lambda n: out[n])
         reason = f"{name} held until {out[name]:%Y-%m-%d}; it is {now:%Y-%m-%d} here."
         return BundleExpired(bundle=self._label, reason=reason)
+
+
+def _keys_of(root: Root, role: str) -> dict[str, Key]:
+    """A role's keys by id; an id without a key cannot sign."""
+    return {k: root.keys[k] for k in root.roles[role].keyids if k in root.keys}
 
 
 def _remember(trusted: TrustedMetadataSet, role: str, seen: Mapping[str, bytes]) -> None:

@@ -2,7 +2,7 @@
 
     python tests/bench/bundle.py [--gib 1] [--folder /tmp] [--rounds 3]
 
-Prints medians: sequential read of the file from a cold cache (dd's way: 4 MiB reads), SHA-256 on all
+Prints medians: sequential read of the file from a cold cache (4 MiB at a time), SHA-256 on all
 cores, the smaller of the two as the ceiling, ``verify`` and ``load`` from a cold cache, ``cp`` +
 ``sync`` of the same file, peak resident memory of the loading process, and ``inspect`` of a sparse
 50 GB bundle. The page cache is dropped for the file (posix_fadvise), not for the machine.
