@@ -56,7 +56,8 @@ def _operator_error(cause: BaseException | None, path: Path) -> ApplianceError |
     if code == sqlite3.SQLITE_FULL:
         stat = os.statvfs(path.parent)
         free = stat.f_bavail * stat.f_frsize
-        return DiskFull(path=path.parent, needed="64 kB", free=f"{free} B", reason=cause)
+        reason = "The registry is as it was; what could not be written was not done."
+        return DiskFull(path=path.parent, needed="1 MB", free=f"{free} B", reason=reason)
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return RegistryBusy(path=path)
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -126,3 +128,21 @@ def test_a_damaged_ledger_never_gives_a_traceback(
         assert status in (3, 8)
     assert "Traceback" not in out + err
     assert "internal-error" not in err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["audit", "--help"], ["audit", "log", "--help"]])
+def test_help_loads_nothing_heavy(arguments: list[str]):
+    """What makes ``--help`` quick, without timing it."""
+    heavy = "torch ray transformers sqlalchemy alembic cryptography tuf pydantic httpx rich".split()
+    script = f"""
+import sys
+from appliance.cli.main import main
+try:
+    main({arguments!r})
+finally:
+    print("loaded:", *sorted(set({heavy!r}) & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "loaded:"
