@@ -65,6 +65,8 @@ def has_secrets(home: Home) -> bool:
         operator_key(home),
         environment.serve_key(home),
         environment.ray_token(home),
+        home.secrets / "adapter-signing.key",
+        home.trust / "adapter-signing.pem",
     )
     return all(path.is_file() for path in made)
 
@@ -77,6 +79,9 @@ def ensure_secrets(home: Home) -> None:
     for path in (environment.serve_key(home), environment.ray_token(home)):
         if not path.exists():
             write_whole(path, os.urandom(32).hex().encode("ascii"), mode=0o600)
+    from appliance.tuning.adapters import ensure_signing_key
+
+    ensure_signing_key(home)
     _ensure_operator_key(home)
 
 

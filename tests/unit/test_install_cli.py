@@ -1,0 +1,59 @@
+"""What an operator types before anything is installed, and what comes back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from appliance.cli.main import main
+from appliance.errors import ExitCode
+
+
+@pytest.fixture(autouse=True)
+def _empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOVCTL_HOME", str(tmp_path / "home"))
+
+
+@pytest.mark.parametrize(
+    ("typed", "status", "code"),
+    [
+        (["status"], ExitCode.NOT_FOUND, "not-installed"),
+        (["start"], ExitCode.NOT_FOUND, "not-installed"),
+        (["stop"], ExitCode.NOT_FOUND, "not-installed"),
+        (["logs"], ExitCode.NOT_FOUND, "not-installed"),
+        (["uninstall", "--yes"], ExitCode.NOT_FOUND, "not-installed"),
+        (["install", "/nonexistent.tar"], ExitCode.USAGE, "file-unreadable"),
+        (["install", "/dev/null"], ExitCode.USAGE, "not-a-bundle"),
+        (["plan", "b.tar", "--site", "s.yaml"], ExitCode.USAGE, "site-not-in-this-release"),
+        (["install", "b.tar", "--trust", "zz"], ExitCode.USAGE, "fingerprint-malformed"),
+    ],
+)
+def test_each_refusal_has_its_code_and_status(
+    typed: list[str],
+    status: ExitCode,
+    code: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    assert main([*typed, "--json"]) == status
+    assert json.loads(capsys.readouterr().err)["error"]["code"] == code
+    assert not (tmp_path / "home").exists()
+
+
+def test_doctor_says_what_is_missing_and_ends_with_a_verdict(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["doctor", "--json"]) == ExitCode.VERDICT
+    checks = {check["check"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert checks["installation"]["level"] == "fail"
+    assert "sovctl install" in checks["installation"]["remedy"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_code_that_asks_sovctl(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["completion", shell]) == 0
+    assert "_SOVCTL_COMPLETE" in capsys.readouterr().out
