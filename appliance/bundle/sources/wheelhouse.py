@@ -24,7 +24,7 @@ from appliance.bundle.sources import own_wheel
 from appliance.bundle.sources.desk import Desk, Made, MadeFile, digest_all
 from appliance.bundle.sources.pins import read_lock
 from appliance.bundle.sources.wheels import fetch
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, ExitCode
 from appliance.i18n import _
 from appliance.manifests.document import load
 from appliance.manifests.recipe import ArtefactRecipe, GgufSource, PypiSource, Recipe
@@ -78,6 +78,8 @@ def main(arguments: list[str]) -> int:
     except ApplianceError as error:
         sys.stderr.write("\n".join((f"error: {error.code}", *error.sentences())) + "\n")
         return int(error.exit_code)
+    except KeyboardInterrupt:
+        return int(ExitCode.INTERRUPTED)
     return 0
 
 
