@@ -22,6 +22,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 # schema name → where its model is
 MODELS = {
     "recipe": "appliance.manifests.recipe:Recipe",
+    "site": "appliance.manifests.site:Site",
     "tuning": "appliance.manifests.tuning:TuningSpec",
 }
 
