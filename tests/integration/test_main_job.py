@@ -1,7 +1,7 @@
 """The main job for real: what ``make demo`` does, then what an operator does to it afterwards.
 
-One appliance is built, installed and used by ``bundles/demo/demo.py``; the tests in this file run
-in order on that one running appliance, because starting it costs most of a minute.
+The tests in this file run in order on the one running appliance that ``tests/conftest.py`` has the
+demo set up.
 """
 
 from __future__ import annotations
@@ -11,70 +11,17 @@ import os
 import signal
 import ssl
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-CHECKOUT = Path(__file__).parents[2]
-SOVCTL = Path(sys.executable).with_name("sovctl")
+if TYPE_CHECKING:
+    from tests.conftest import Appliance
+
 BASE = "smollm2-135m-instruct"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
-
-
-@dataclass
-class Appliance:
-    """The appliance the demo left running."""
-
-    folder: Path
-    summary: dict[str, Any]
-
-    @property
-    def home(self) -> Path:
-        return self.folder / "appliance"
-
-    @property
-    def bundle(self) -> Path:
-        return self.folder / "bundle.tar"
-
-    def sovctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [SOVCTL, *arguments],
-            env={**os.environ, "SOVCTL_HOME": str(self.home)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    def ask(self, *arguments: str) -> Any:
-        done = self.sovctl(*arguments, "--json")
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-
-@pytest.fixture(scope="module")
-def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
-    folder = tmp_path_factory.mktemp("demo")
-    environment = {**os.environ, "SOVCTL_DEMO": str(folder), "CI": "false"}
-    script = CHECKOUT / "bundles" / "demo" / "demo.py"
-    done = subprocess.run([sys.executable, script], env=environment, check=False, timeout=2000)
-    running = Appliance(folder, {})
-    try:
-        assert done.returncode == 0, "make demo failed; its output is above"
-        running.summary = json.loads((folder / "summary.json").read_text())
-        yield running
-    finally:
-        logs = running.home / "logs"
-        if done.returncode and logs.is_dir():
-            for log in sorted(logs.glob("*.log")):
-                print(f"--- {log.name}\n{log.read_text(errors='replace')[-4000:]}")
-        running.sovctl("uninstall", "--yes")
-        assert not running.home.exists(), "uninstall left something behind"
 
 
 def test_tuning_improves_what_it_was_for(appliance: Appliance) -> None:
