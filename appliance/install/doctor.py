@@ -107,8 +107,14 @@ def _journal(home: Home) -> Iterable[Finding]:
     if unfinished is None or holder(home) is not None:
         yield Finding("journal", "pass", _("no installation was broken off"))
         return
-    text = _("the installation of {release} was broken off").format(release=unfinished.release)
-    yield Finding("journal", "warn", text, _("Run the same 'sovctl install' again; it goes on."))
+    if unfinished.reason:
+        said = _("the installation of {release} failed: {reason}")
+        text = said.format(release=unfinished.release, reason=unfinished.reason)
+        remedy = _("What runs is not affected. Mend it and run 'sovctl install BUNDLE' again.")
+    else:
+        text = _("the installation of {release} was broken off").format(release=unfinished.release)
+        remedy = _("Run the same 'sovctl install' again; it goes on.")
+    yield Finding("journal", "warn", text, remedy)
 
 
 def _release(home: Home) -> Iterable[Finding]:

@@ -53,7 +53,8 @@ class Unfinished:
     """A plan that was interrupted: what it was installing, over what, and how far it came.
 
     ``open_phases`` were intended and not recorded as done. Such a phase runs again even if its end
-    state is true, because what follows the act in it (its ledger entry) may be missing.
+    state is true, because what follows the act in it (its ledger entry) may be missing. ``reason``
+    is why it failed; empty if it was cut off.
     """
 
     plan: str
@@ -61,12 +62,13 @@ class Unfinished:
     replaces: str | None
     begun: datetime
     open_phases: frozenset[str] = frozenset()
+    reason: str = ""
 
     def after(self, entry: Entry) -> Unfinished:
         """What is unfinished once a phase's ``entry`` is read too."""
         if entry.mark == "done":
             return replace(self, open_phases=self.open_phases - {entry.phase})
-        return replace(self, open_phases=self.open_phases | {entry.phase})
+        return replace(self, open_phases=self.open_phases | {entry.phase}, reason=entry.reason)
 
 
 def parse(data: bytes, path: Path) -> tuple[list[Entry], int]:
