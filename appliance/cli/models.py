@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from appliance.cli.console import Console
@@ -43,7 +45,7 @@ def show(console: Console, *, name: str) -> None:
     raise RecordMissing(kind="model", name=name, group="models")
 
 
-def _look() -> list[dict[str, object]]:
+def _look() -> list[dict[str, Any]]:
     """Each model's record, whether it is served, and its adapters by name."""
     from appliance.cli.gateway_client import GatewayClient
 

@@ -151,11 +151,13 @@ class Admin:
         """``path``, once it is certain to lie under the staging folder, links followed."""
         staging = (self._home.datasets / "staging").resolve()
         try:
-            source = (staging / path).resolve(strict=True)
-        except OSError as error:
-            raise FileUnreadable(path=path, reason=error.strerror or error) from error
-        if not source.is_relative_to(staging) or source == staging:
-            raise call.malformed(_("The path is not under the staging folder."))
+            source = (staging / path).resolve()
+            # Before looking whether it exists: what lies elsewhere is nobody's to ask here.
+            if not source.is_relative_to(staging) or source == staging:
+                raise call.malformed(_("The path is not under the staging folder."))
+            source.stat()
+        except (OSError, ValueError) as error:
+            raise FileUnreadable(path=path, reason=error) from error
         return source
 
     # --- jobs -----------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from appliance.gateway.wiring import gateway
 from appliance.layout import Home
 
 _GRACE_S = 10
+_IDLE_S = 0.2
 
 
 def context(home: Home) -> ssl.SSLContext:
@@ -36,6 +37,27 @@ def context(home: Home) -> ssl.SSLContext:
     made.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL")
     made.load_cert_chain(home.tls / "gateway.pem", home.secrets / "gateway.key")
     return made
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, which at the end would wait for every idle client to confirm the end of its TLS
+    session; a client that sleeps in its connection pool never does."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        idle = asyncio.create_task(self._drop_idle())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            idle.cancel()
+
+    async def _drop_idle(self) -> None:
+        while True:
+            await asyncio.sleep(_IDLE_S)
+            for connection in list(self.server_state.connections):
+                cycle = getattr(connection, "cycle", None)
+                transport = getattr(connection, "transport", None)
+                if transport is not None and (cycle is None or cycle.response_complete):
+                    transport.abort()
 
 
 def server(app: ASGIApp, tls: ssl.SSLContext) -> uvicorn.Server:
@@ -54,7 +76,7 @@ def server(app: ASGIApp, tls: ssl.SSLContext) -> uvicorn.Server:
     )
     config.load()
     config.ssl = tls
-    return uvicorn.Server(config)
+    return _Server(config)
 
 
 async def serve(home: Home, listener: socket.socket) -> None:
