@@ -1,7 +1,7 @@
 """Data sets: from a file on a disk someone carried in, to a folder named by its digest.
 
 ```
-Home.datasets/<hex>/   train.jsonl  heldout.jsonl  [card.json]
+Home.datasets/<hex>/   train.jsonl  heldout.jsonl  [card.json]  [LICENSE]
 ```
 Rows are copied as they are (line ends become a newline); the data set's digest is
 :func:`appliance.tuning.files.tree_digest` of the files.
@@ -36,12 +36,14 @@ from appliance.registry import Dataset, Registry
 from appliance.tuning.files import folder_files, publish, staged_folder, tree_digest
 from appliance.tuning.rows import MAX_LINE, Form, RowInvalid, parse
 
-TRAIN, HELDOUT, CARD = "train.jsonl", "heldout.jsonl", "card.json"
+TRAIN, HELDOUT = "train.jsonl", "heldout.jsonl"
+COMPANIONS = ("card.json", "LICENSE")
+"""Copied when they are there: what the data is, and on what terms."""
 
 MAX_BYTES = 64 << 30
 MAX_ROWS = 50_000_000
 MAX_HELDOUT = 100_000
-_MAX_CARD = 64 << 10
+_MAX_COMPANION = 256 << 10
 _NAMED_ROWS = 20
 _HELD_OUT_BELOW = 13
 
@@ -141,7 +143,8 @@ def _stage(source: Path, staging: Path, progress: Progress) -> tuple[int, Form]:
                 rows += 1
                 _limit(train.path, rows, MAX_ROWS)
     train.raise_if_bad()
-    _stage_card(source / CARD, staging / CARD)
+    for name in COMPANIONS:
+        _stage_companion(source / name, staging / name)
     return rows, _complete(source, rows, len(seen), train.form)
 
 
@@ -235,13 +238,15 @@ def _lines(file: BinaryIO, task: Task) -> Iterator[tuple[int, bytes]]:
         yield number, line.removesuffix(b"\n").removesuffix(b"\r")
 
 
-def _stage_card(source: Path, target: Path) -> None:
-    if not source.exists():
+def _stage_companion(source: Path, target: Path) -> None:
+    if not source.is_file():
         return
     with source.open("rb") as file:
-        content = file.read(_MAX_CARD + 1)
-    if len(content) > _MAX_CARD:
-        raise DatasetUnusable(path=source, reason=_("card.json is larger than 64 KiB."))
+        content = file.read(_MAX_COMPANION + 1)
+    if len(content) > _MAX_COMPANION:
+        raise DatasetUnusable(
+            path=source, reason=_("{0} is larger than 256 KiB.").format(source.name)
+        )
     target.write_bytes(content)
 
 

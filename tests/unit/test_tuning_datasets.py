@@ -137,11 +137,12 @@ def test_every_bad_row_is_named_by_its_line(tmp_path: Path) -> None:
 def test_a_folder_is_stored_under_its_digest_and_registered(tmp_path: Path) -> None:
     source = folder(tmp_path, rows(20), rows(5, first=50))
     (source / "card.json").write_text('{"licence": "CC0-1.0"}')
+    (source / "LICENSE").write_text("CC0")
     (source / "stray.txt").write_text("not imported")
     record = bring(tmp_path, source)
     stored = Path(record.path)
     files = folder_files(stored)
-    assert set(files) == {"train.jsonl", "heldout.jsonl", "card.json"}
+    assert set(files) == {"train.jsonl", "heldout.jsonl", "card.json", "LICENSE"}
     assert record.digest == tree_digest(files) == f"sha256:{stored.name}"
     assert (record.rows, record.schema) == (20, "prompt")
     assert (stored / "train.jsonl").read_bytes() == rows(20)
