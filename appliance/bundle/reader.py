@@ -59,7 +59,8 @@ class BundleReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            # O_NONBLOCK: a named pipe is refused below instead of waited for here.
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise FileUnreadable(path=path, reason=error.strerror or str(error)) from error
         try:

@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import rfc8785
 from bundle_samples import FILES, SBOM, Supplier
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -25,7 +26,7 @@ from appliance.errors import (
     BundleUntrusted,
     NotABundle,
 )
-from appliance.manifests.bundle import Artefact, BlobRef, BundleManifest, check_path
+from appliance.manifests.bundle import Artefact, BlobRef, BundleManifest, Platform, check_path
 from appliance.progress import Silent
 
 DIGEST = "sha256:" + "a" * 64
@@ -217,6 +218,30 @@ def test_only_canonical_manifests_are_read(supplier: Supplier) -> None:
     for other in (b" " + data, data.replace(b'"name":"m"', b'"name":"m","name":"m"')):
         with pytest.raises(ValueError):
             BundleManifest.parse(other)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])), st.integers(0, 2**53 - 1))
+def test_the_manifests_canonical_form_is_rfc_8785(text: str, size: int) -> None:
+    files = (BlobRef(path="p", digest=DIGEST, size=size),)
+    artefact = Artefact(
+        kind="dataset",
+        name="d",
+        version="1",
+        licence="MIT",
+        description=text[:2000],
+        files=files,
+        attributes={"b": text, "B": "", "a-1": "x"},
+    )
+    manifest = BundleManifest(
+        schema_version=1,
+        name="n",
+        version="1",
+        created="2026-11-01T00:00:00Z",
+        platform=Platform(python="3.11", system="linux", machine="x86_64"),
+        artefacts=(artefact,),
+    )
+    assert manifest.canonical() == rfc8785.dumps(manifest.model_dump(mode="json"))
+    assert BundleManifest.parse(manifest.canonical()) == manifest
 
 
 def test_a_header_that_cannot_be_said_is_not_written() -> None:
