@@ -74,7 +74,8 @@ def _on_ledger(command: Callable[..., R]) -> Callable[..., R]:
 
         root = folder or Home.from_environment().ledger
         try:
-            (root / CHECKPOINT).stat()
+            if not (root / "tile").exists():  # with entries, a missing checkpoint is a finding
+                (root / CHECKPOINT).stat()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise LedgerMissing(path=root) from error
         except OSError as error:

@@ -84,6 +84,7 @@ class Ledger:
 
         Raises:
             LedgerExists: there is one already.
+            LedgerDamaged: there are entries, and their checkpoint is gone.
             LedgerKeyUnusable: ``origin`` has spaces or a plus sign, or an older key is damaged.
             DiskFull, LedgerUnwritable: the files cannot be written.
         """
@@ -93,6 +94,7 @@ class Ledger:
             with _exclusive(home.ledger):
                 if (home.ledger / CHECKPOINT).exists():
                     raise LedgerExists(path=home.ledger)
+                _refuse_headless(home.ledger)
                 signer = _make_key(home.secrets / KEY, origin)
                 publish(home.ledger / VERIFIER, f"{signer.verifier}\n".encode())
                 checkpoint = Checkpoint(origin, 0, Edge.empty().root())
@@ -106,10 +108,11 @@ class Ledger:
         Raises:
             LedgerMissing: there is none.
             LedgerKeyUnusable: its key is missing, readable by others, or not this log's.
-            LedgerDamaged: its newest tiles do not build the root its checkpoint states.
+            LedgerDamaged: its checkpoint is gone, or its newest tiles do not build its root.
         """
         with _operator_errors(home.ledger):
             if not (home.ledger / CHECKPOINT).exists():
+                _refuse_headless(home.ledger)
                 raise LedgerMissing(path=home.ledger)
         ledger = cls(home.ledger, _read_key(home.secrets / KEY))
         with _operator_errors(home.ledger), _exclusive(home.ledger) as lock:
@@ -271,6 +274,12 @@ def _operator_errors(root: Path) -> Iterator[None]:
             reason = "The ledger is as it was; what could not be recorded was not done."
             raise DiskFull(path=root, needed="1 MB", free=free, reason=reason) from error
         raise LedgerUnwritable(path=root, reason=error.strerror or str(error)) from error
+
+
+def _refuse_headless(root: Path) -> None:
+    """Entries without a checkpoint are a ledger somebody damaged, not one that never was."""
+    if (root / "tile").exists():
+        raise LedgerDamaged(reason="its checkpoint is gone", path=root)
 
 
 def _make_key(path: Path, origin: str) -> Signer:

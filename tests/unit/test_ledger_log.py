@@ -89,7 +89,7 @@ def test_appended_events_are_there_for_the_next_process(home: Home):
 def test_secrets_stay_secret(home: Home):
     key = home.secrets / "ledger.key"
     assert key.stat().st_mode & 0o777 == 0o600
-    secret = key.read_text().split("+")[-1].strip()
+    secret = key.read_text().split("+", 4)[4].strip()
     for path in home.ledger.rglob("*"):
         assert path.is_dir() or secret not in path.read_text()
     key.chmod(0o640)
@@ -107,6 +107,14 @@ def test_creating_and_opening_fail_clearly(home: Home, tmp_path: Path):
     (home.secrets / "ledger.key").write_text("rubbish")
     with pytest.raises(LedgerKeyUnusable):
         Ledger.open(home)
+
+
+def test_a_ledger_whose_checkpoint_is_gone_is_damaged_not_new(home: Home):
+    Ledger.open(home).append([event("0")])
+    (home.ledger / "checkpoint").unlink()
+    for attempt in (partial(Ledger.open, home), partial(Ledger.create, home, ORIGIN)):
+        with pytest.raises(LedgerDamaged, match="checkpoint is gone"):
+            attempt()
 
 
 def test_the_key_of_another_ledger_cannot_append(home: Home, tmp_path: Path):
