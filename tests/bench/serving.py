@@ -7,7 +7,9 @@ Each round sends the same prompts at once to every target in turn: ``bare`` is t
 continuous batching in this process with nothing around it; ``engine`` our engine around it;
 ``serve`` the ingress on 127.0.0.1:8000; ``gateway`` the appliance's door. Prints the median over
 rounds of tokens per second (all streams) and of the first token's delay, and their ratio and
-difference to ``bare``. Serving must be up; while one target runs, the others are idle.
+difference to ``bare``. Serving must be up; while one target runs, the others are idle. The last
+column is processor time per token of the processes that serve (this one, or Serve's replica and
+proxy): it says what the way costs also on a machine that is busy with something else.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ class Round:
 
     rate: float
     first: list[float]
+    cpu: float  # processor seconds per token
 
 
 def prompt(index: int) -> str:
@@ -45,9 +48,28 @@ def prompt(index: int) -> str:
     return f"Write a long story about a lighthouse, a storm and the number {index + 10}."
 
 
-async def measure(stream: Stream, streams: int) -> Round:
+def cpu_of_this() -> float:
+    """Processor seconds this process has used."""
+    return time.process_time()
+
+
+def cpu_of_serve() -> float:
+    """Processor seconds Serve's replica and proxy have used, as far as they can be seen."""
+    total = 0.0
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            name = (folder / "cmdline").read_bytes()
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if name.startswith((b"ray::ServeReplica", b"ray::ProxyActor")):
+            total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
+async def measure(stream: Stream, streams: int, cpu: Callable[[], float]) -> Round:
     """Run all streams at once."""
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), cpu()
 
     async def one(index: int) -> tuple[int, float]:
         tokens, first = 0, 0.0
@@ -57,8 +79,10 @@ async def measure(stream: Stream, streams: int) -> Round:
         return tokens, first
 
     done = await asyncio.gather(*(one(i) for i in range(streams)))
+    total = sum(tokens for tokens, _ in done)
     return Round(
-        rate=sum(tokens for tokens, _ in done) / (time.perf_counter() - start),
+        rate=total / (time.perf_counter() - start),
+        cpu=(cpu() - cpu_start) / total,
         first=[first for _, first in done],
     )
 
@@ -146,7 +170,8 @@ async def run(arguments: argparse.Namespace) -> None:
     rounds: dict[str, list[Round]] = {name: [] for name in targets}
     for turn in range(arguments.rounds + 1):
         for name, stream in targets.items():
-            result = await measure(stream, arguments.streams)
+            cpu = cpu_of_this if name in ("bare", "engine") else cpu_of_serve
+            result = await measure(stream, arguments.streams, cpu)
             if turn:  # the first round warms up
                 rounds[name].append(result)
     _print(rounds, arguments)
@@ -169,12 +194,14 @@ def _print(rounds: dict[str, list[Round]], arguments: argparse.Namespace) -> Non
         f"{arguments.streams} streams x {arguments.tokens} tokens, {arguments.rounds} rounds, "
         f"{torch.get_num_threads()} thread(s), load {os.getloadavg()[0]:.1f}"
     )
-    print(f"{'target':10} {'tokens/s':>9} {'of bare':>8} {'first ms':>9} {'over bare':>10}")
-    for name in rounds:
+    columns = f"{'tokens/s':>9} {'of bare':>8} {'first ms':>9} {'over bare':>10}"
+    print(f"{'target':10} {columns} {'cpu ms/token':>13}")
+    for name, measured in rounds.items():
         over = (firsts[name] - firsts["bare"]) * 1000
         print(
             f"{name:10} {rates[name]:9.1f} {ratios[name]:8.2f} "
-            f"{firsts[name] * 1000:9.0f} {over:+10.0f}"
+            f"{firsts[name] * 1000:9.0f} {over:+10.0f} "
+            f"{statistics.median(r.cpu for r in measured) * 1000:13.2f}"
         )
 
 
