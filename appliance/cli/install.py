@@ -14,7 +14,12 @@ import click
 
 from appliance.cli.console import Console, amount
 from appliance.cli.options import with_console
-from appliance.errors import ConfirmationNeeded, SiteNotInThisRelease, TrustNotPinned
+from appliance.errors import (
+    ApplianceError,
+    ConfirmationNeeded,
+    SiteNotInThisRelease,
+    TrustNotPinned,
+)
 from appliance.i18n import _
 from appliance.layout import Home
 
@@ -138,8 +143,12 @@ def uninstall(console: Console, *, keep_data: bool, yes: bool) -> None:
         _confirm(question, "sovctl uninstall", _("It removes models, keys and data."))
     with _terminated_as_interrupted(), lock.hold(home, "sovctl uninstall"):
         lifecycle.stop(home, console)
-        if (home.ledger / "checkpoint").exists():
-            record(home, "release.uninstall", {"keep_data": "yes" if keep_data else "no"})
+        try:
+            if (home.ledger / "checkpoint").exists():
+                record(home, "release.uninstall", {"keep_data": "yes" if keep_data else "no"})
+        except ApplianceError as error:
+            # A ledger that an interrupted uninstall took half away must not keep the rest here.
+            console.say(_("It could not be recorded: {error}").format(error=error))
         checkpoint = away.last_checkpoint(home)
         removal = away.plan_removal(home, keep)
         away.remove(home, removal, console)

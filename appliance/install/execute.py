@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from appliance.errors import ApplianceError, DiskFull, ReleaseUnhealthy
+from appliance.errors import ApplianceError, DiskFull, PermissionRefused, ReleaseUnhealthy
 from appliance.i18n import _
 from appliance.install.journal import Entry, Journal, Mark
 from appliance.install.plan import Phase, Plan
@@ -30,6 +30,7 @@ Act = Callable[["Progress"], None]
 GoBack = Callable[[str, "Progress"], None]
 """Makes the release of that id current again and starts it if it ran before."""
 
+_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _AFTER_SWITCH = frozenset({Phase.ACTIVATE, Phase.START, Phase.HEALTH})
 
 
@@ -74,7 +75,7 @@ def _unhealthy(plan: Plan, previous: str, problem: BaseException) -> BaseExcepti
 
 
 def _translate(error: BaseException, journal: Journal) -> BaseException:
-    """A full disk is the operator's to mend, wherever it was met."""
+    """A full disk or a folder we may not write is the operator's to mend, wherever it was met."""
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         place = journal.path.parent
         return DiskFull(
@@ -82,6 +83,12 @@ def _translate(error: BaseException, journal: Journal) -> BaseException:
             needed=_("more"),
             free=_("{n} bytes").format(n=free_bytes(place)),
             reason=_("The disk filled up while installing; what was written so far is kept."),
+        )
+    if isinstance(error, OSError) and error.errno in _FORBIDDEN:
+        return PermissionRefused(
+            path=error.filename or journal.path.parent,
+            action=_("written to"),
+            reason=f"{error.strerror}.",
         )
     return error
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from appliance.errors import Busy
+from appliance.errors import Busy, PermissionRefused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,10 +41,15 @@ def hold(home: Home, command: str) -> Iterator[None]:
     """Hold the installation's lock for the ``with`` block.
 
     ``command`` is what the operator typed, without secrets. Raises :class:`Busy` at once if
-    another process holds it, naming that process.
+    another process holds it, naming that process, and :class:`PermissionRefused` if the folder
+    cannot be made or written to.
     """
-    home.root.mkdir(parents=True, exist_ok=True)
-    descriptor = _acquire(home)
+    try:
+        home.root.mkdir(parents=True, exist_ok=True)
+        descriptor = _acquire(home)
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}."
+        raise PermissionRefused(path=home.root, action="written to", reason=reason) from error
     try:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "command": command}).encode(), 0)

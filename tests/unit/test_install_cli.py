@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from appliance.cli.main import main
-from appliance.errors import ExitCode
+from appliance.errors import ExitCode, PermissionRefused
+from appliance.install import lock
+from appliance.layout import Home
 
 
 @pytest.fixture(autouse=True)
@@ -57,3 +59,11 @@ def test_completion_prints_code_that_asks_sovctl(
 ) -> None:
     assert main(["completion", shell]) == 0
     assert "_SOVCTL_COMPLETE" in capsys.readouterr().out
+
+
+def test_a_home_that_cannot_be_made_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SOVCTL_HOME", "/proc/none")
+    with pytest.raises(PermissionRefused), lock.hold(Home.from_environment(), "install"):
+        pass
