@@ -61,7 +61,7 @@ class ServedAdapters:
         for pin in remembered:
             try:
                 await self._load(pin)
-            except (ApplianceError, AdapterUnusable) as error:
+            except (ApplianceError, AdapterUnusable, OSError) as error:
                 _log.warning("adapter %s is not loaded again: %s", pin.name, error)
         self._remember()
 
