@@ -397,6 +397,14 @@ class SealBroken(ApplianceError):
     fix = N_("Do not use this machine for private data. Run 'sovctl doctor' and report this.")
 
 
+class ReleaseForeign(ApplianceError):
+    code = "release-foreign"
+    exit_code = ExitCode.REFUSED
+    what = N_("{release} is not a release that was installed here.")
+    why = N_("Only what was verified and lies in the installation's releases folder is run.")
+    fix = N_("Run 'sovctl install BUNDLE' again; if you did not change it, report this.")
+
+
 class SealUnknown(ApplianceError):
     code = "seal-unknown"
     exit_code = ExitCode.NOT_FOUND

@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from appliance.cluster.files import open_log
+
 _LOG_BYTES = 20 << 20
 _LOGS_KEPT = 3
 
@@ -35,9 +37,7 @@ class Children:
         pass_fds: Sequence[int] = (),
     ) -> subprocess.Popen[bytes]:
         """Start ``argv`` in its own session; what it prints is appended to ``logs/LOG.log``."""
-        descriptor = os.open(
-            self.logs / f"{log}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
+        descriptor = open_log(self.logs, f"{log}.log")
         try:
             child = subprocess.Popen(
                 argv,

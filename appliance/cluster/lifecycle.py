@@ -25,11 +25,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from appliance.cluster import environment, pki, sizing
-from appliance.cluster.files import read_object, tail, write_whole
+from appliance.cluster.files import open_log, read_object, tail, write_whole
 from appliance.cluster.processes import ProcessName
 from appliance.egress import live, seal
 from appliance.egress.door import STOP_SECONDS
-from appliance.errors import PortTaken, SealBroken, StartFailed, StopFailed
+from appliance.errors import PortTaken, ReleaseForeign, SealBroken, StartFailed, StopFailed
 from appliance.i18n import N_, _
 from appliance.layout import Home
 from appliance.ledger.event import Event
@@ -38,6 +38,7 @@ from appliance.progress import Progress, Task
 
 DEFAULT_PORT = 8443
 _START_SECONDS = 900.0
+_DOOR = "appliance.egress.door"
 _PHASES = {
     "starting-ray": N_("starting Ray"),
     "starting-serve": N_("loading the model into Ray Serve"),
@@ -81,7 +82,8 @@ def start(
     """Start the release in the folder ``release`` and wait until it is healthy.
 
     ``port`` is on 127.0.0.1; 0 lets the kernel choose. Raises :class:`SealUnavailable`,
-    :class:`PortTaken`, :class:`StartFailed` or :class:`SealBroken`; nothing is left running then.
+    :class:`PortTaken`, :class:`ReleaseForeign`, :class:`StartFailed` or :class:`SealBroken`, and
+    leaves nothing running then.
     """
     if sealed:
         seal.check_supported()
@@ -146,8 +148,10 @@ def seal_process(home: Home) -> int | None:
 
 def _launch(home: Home, release: Path, port: int, sealed: bool) -> ProcessName:
     """Prepare the folder and start the door, which starts the rest."""
+    _check_release(home, release)
     seal.prepare_folders(home)
-    home.logs.mkdir(parents=True, exist_ok=True)
+    for folder in (home.logs, home.ledger, home.datasets, home.runs, home.adapters):
+        folder.mkdir(parents=True, exist_ok=True)
     pki.ensure(home)
     _ensure_secret(environment.ray_token(home))
     _ensure_secret(environment.serve_key(home))
@@ -165,9 +169,19 @@ def _launch(home: Home, release: Path, port: int, sealed: bool) -> ProcessName:
     return process
 
 
+def _check_release(home: Home, release: Path) -> None:
+    """Only what lies under ``releases``, which cannot be written inside, is run.
+
+    ``current`` is a link that a job could have pointed at a folder of its own.
+    """
+    if release.resolve().parent != home.releases.resolve():
+        raise ReleaseForeign(release=release.resolve())
+
+
 def _supervisor_argv(home: Home, release: Path, port: int, sealed: bool) -> list[str]:
     python = release / "venv/bin/python"
     command = (
+        "-P",
         "-m",
         "appliance.cluster.supervisor",
         f"--home={home.root}",
@@ -204,8 +218,9 @@ def _open_door(
     python = release / "venv/bin/python"
     shares = sizing.share_out(sizing.measure())
     number = listener.fileno()
-    door = [sys.executable, "-m", "appliance.egress.door", f"--listen-fd={number}"]
-    log = os.open(home.logs / "supervisor.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    # -P and the root folder: nothing that a job left in the installation is imported out here.
+    door = [sys.executable, "-P", "-m", _DOOR, f"--listen-fd={number}"]
+    log = open_log(home.logs, "supervisor.log")
     try:
         return subprocess.Popen(
             [*door, f"--run={home.run}", "--", *argv],
@@ -213,7 +228,7 @@ def _open_door(
             stdout=log,
             stderr=log,
             env=environment.inner(home, python, shares, os.environ),
-            cwd=home.root,
+            cwd="/",
             pass_fds=(number,),
             start_new_session=True,
         )
@@ -317,7 +332,13 @@ def _running(home: Home) -> ProcessName | None:
     if not (isinstance(pid, int) and isinstance(ticks, int) and isinstance(boot, str)):
         return None
     process = ProcessName(pid, ticks, boot)
-    return process if process.is_alive() else None
+    # The record can be written from inside: it must name a door of ours, not just any process.
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    ours = {_DOOR.encode(), b"--run=" + os.fsencode(home.run)} <= set(command)
+    return process if ours and process.is_alive() else None
 
 
 def _end(process: ProcessName) -> None:
@@ -356,9 +377,12 @@ def _url(port: int) -> str:
 def _one_at_a_time(home: Home) -> Iterator[None]:
     """Two starts at once: the second waits, then finds the appliance running."""
     home.run.mkdir(parents=True, exist_ok=True)
-    with (home.run / "start.lock").open("w") as lock:
+    lock = open_log(home.run, "start.lock")
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)
 
 
 def _record_start(home: Home, release: Path, seen: live.Observation | None) -> None:

@@ -9,6 +9,7 @@ Serve replica and the gateway call :func:`probe_here` themselves.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 import uuid
@@ -79,8 +80,7 @@ def prove_from_ray_job(home: Home) -> list[ProbeResult]:
             raise RayRefused(action="prove", reason=f"job {name}: {job.message}")
         return list(results_from_json(json.loads((folder / _RESULT).read_bytes())))
     finally:
-        (folder / _RESULT).unlink(missing_ok=True)
-        folder.rmdir()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def main(arguments: list[str]) -> int:

@@ -214,7 +214,7 @@ def components(home: Home, python: Path, gateway_fd: int) -> list[Component]:
         return ray_head.answers(token) and ray_head.guarded()
 
     def module(name: str, *options: str) -> tuple[str, ...]:
-        return (str(python), "-m", name, "--home", str(home.root), *options)
+        return (str(python), "-P", "-m", name, "--home", str(home.root), *options)
 
     return [
         Component("ray", tuple(ray_head.start_argv(python, shares)), True, 180.0, ray_ready),

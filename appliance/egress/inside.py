@@ -129,11 +129,9 @@ def shut_file_system(orders: Orders) -> FileSystem:
     _own_dev(devices, orders.shm_bytes)
     done.devices = sorted(str(path) for path in devices)
     done.sysfs = _own_sys(cgroup)
+    _pin(home)
     _hide(done, (*orders.hidden, *_SYSTEM_SECRETS))
-    for name in orders.protected:
-        if Path(name).is_dir() and not Path(name).is_symlink():
-            syscalls.bind(name, Path(name))  # a mount of its own, to be made read-only
-            done.protected.append(name)
+    done.protected = [name for name in orders.protected if Path(name).is_dir()]
     _guard_proc()
     done.writable = [str(home), "/tmp", "/dev/shm"]  # noqa: S108
     _make_read_only(done)
@@ -198,6 +196,17 @@ def _own_sys(cgroup: str | None) -> str:
     if cgroup is not None:
         syscalls.bind(cgroup, Path("/sys/fs/cgroup"))  # memory and CPU limits are read there
     return "own"
+
+
+def _pin(home: Path) -> None:
+    """Make every folder of the installation a mount of its own.
+
+    A mount point cannot be renamed or removed from inside, so no job can put a link in the place of
+    ``tmp`` or ``logs`` for a program *outside* to follow; and each can be made read-only.
+    """
+    for folder in home.iterdir():
+        if folder.is_dir() and not folder.is_symlink():
+            syscalls.bind(str(folder), folder)
 
 
 def _hide(done: FileSystem, names: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ goes out through the *outer* namespace. So the listener stays outside with
 >>> spec = SealSpec(home=Home(Path("/srv/ai")), python=Path("/srv/ai/current/venv/bin/python"),
 ...                 command=("-m", "appliance.cluster.supervisor"))
 >>> command(spec)[:3]
-['unshare', '--user', '--map-root-user']
+['/usr/bin/unshare', '--user', '--map-root-user']
 """
 
 from __future__ import annotations
@@ -79,8 +79,14 @@ class SealSpec:
 
 def command(spec: SealSpec) -> list[str]:
     """The argv that makes the seal and runs ``spec.command`` in it as process 1."""
-    inside = [str(spec.python), "-m", "appliance.egress.inside", spec.as_json()]
-    return ["unshare", *_NAMESPACES, "--", *inside]
+    # -P: a module planted in the working folder must not run before the seal is closed.
+    inside = [str(spec.python), "-P", "-m", "appliance.egress.inside", spec.as_json()]
+    return [_unshare() or "unshare", *_NAMESPACES, "--", *inside]
+
+
+def _unshare() -> str | None:
+    """The system's own, not one that a folder earlier on PATH offers."""
+    return shutil.which("unshare", path="/usr/bin:/bin:/usr/sbin:/sbin")
 
 
 def interpreter_paths(python: Path) -> tuple[Path, ...]:
@@ -105,13 +111,14 @@ def interpreter_paths(python: Path) -> tuple[Path, ...]:
 
 def check_supported() -> None:
     """Try to make an empty seal. Raises :class:`SealUnavailable` naming what forbids it."""
-    if shutil.which("unshare") is None:
+    unshare = _unshare()
+    if unshare is None:
         raise SealUnavailable(
             reason=_("the program 'unshare' is not installed"),
             remedy=_("Install it: 'apt-get install util-linux'"),
         )
     trial = subprocess.run(
-        ["unshare", *_NAMESPACES, "--", "true"],
+        [unshare, *_NAMESPACES, "--", "true"],
         capture_output=True,
         text=True,
         timeout=30,

@@ -67,6 +67,7 @@ def attacks(orders: dict[str, object]) -> dict[str, Callable[[], object]]:
         "remount": lambda: call(
             165 if X86 else 40, None, str(orders["home"] + "/store").encode(), None, 0x1020, None
         ),
+        "replace folder": lambda: Path(f"{orders['home']}/tmp").rename(f"{orders['home']}/old"),
         "move": lambda: Path(f"{orders['home']}/store").rename(f"{orders['home']}/stolen"),
         "umount": lambda: call(166 if X86 else 39, b"/run", 2),
         "mount": lambda: call(165 if X86 else 40, b"none", b"/mnt", b"tmpfs", 0, None),

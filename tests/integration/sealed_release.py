@@ -45,7 +45,7 @@ serve.run(Echo.bind())
 """
 
 _GATEWAY = """
-import argparse, http.client, http.server, json, os, socket, ssl, subprocess, sys
+import argparse, http.client, http.server, json, os, socket, ssl, time
 from pathlib import Path
 from appliance.layout import Home
 
@@ -65,7 +65,29 @@ def answer(path):
     if path in ("/prove/task", "/prove/job"):
         from appliance.cluster import prove
         return prove.as_json(getattr(prove, "prove_from_ray_" + path[7:])(home))
+    if path == "/jobs":
+        return jobs()
     raise KeyError(path)
+
+def jobs():
+    from appliance.cluster.jobs import FINISHED, Jobs
+    from appliance.errors import JobUnknown
+    known, told = Jobs(), []
+    try:
+        known.status("no-such-job")
+    except JobUnknown as error:
+        told.append(error.code)
+    argv = ("sh", "-c", 'echo "$SAID"; sleep 100')
+    name = known.submit(
+        argv, run_dir=home.tmp, env={"SAID": "told"}, metadata={"k": "v"}, submission_id="a-job"
+    )
+    while not known.tail(name, 1) and known.status(name).status not in FINISHED:
+        time.sleep(0.2)
+    assert [job.metadata["k"] for job in known.list() if job.job_id == name] == ["v"]
+    told += [known.status(name).status, known.tail(name, 1), known.cancel(name)]
+    while known.status(name).status not in FINISHED:
+        time.sleep(0.2)
+    return [*told, known.status(name).status]
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):

@@ -8,10 +8,13 @@ import shutil
 import signal
 import socket
 import ssl
+import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from appliance.cluster import lifecycle
 from appliance.cluster.processes import ProcessName
 from appliance.egress import live, seal
 from appliance.egress.verdict import judge, results_from_json
-from appliance.errors import PortTaken, SealUnavailable, StartFailed
+from appliance.errors import PortTaken, ReleaseForeign, SealUnavailable, StartFailed
 from appliance.layout import Home
 from appliance.ledger.log import Ledger
 from appliance.progress import Silent
@@ -69,8 +72,15 @@ def descendants(pid: int) -> dict[int, str]:
     return found
 
 
-def test_a_taken_port_is_named(home: Home) -> None:
+def test_only_an_installed_release_is_started(home: Home) -> None:
     release = sealed_release.make(Home(home.root / "other"))
+    with pytest.raises(ReleaseForeign):
+        lifecycle.start(home, release, 0, Silent())
+
+
+def test_a_taken_port_is_named(home: Home) -> None:
+    release = home.releases / "some"
+    release.mkdir(parents=True)
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(PortTaken) as refused:
         lifecycle.start(home, release, other.getsockname()[1], Silent())
     assert "--port" in refused.value.sentences()[2]
@@ -92,6 +102,8 @@ def test_the_whole_life(home: Home) -> None:
     check_repair(home, endpoint)
     check_power_loss(home, release)
 
+    check_hostile_state(home)
+
     lifecycle.stop(home, Silent())
     assert lifecycle.state(home).phase == "stopped"
     recorded = (home.ledger / "tile").rglob("*")
@@ -106,18 +118,37 @@ def check_seal(home: Home, endpoint: lifecycle.Endpoint) -> None:
     assert get(endpoint, "/serve") == {"replica": "Network is unreachable"}
     places = {name: results_from_json(get(endpoint, f"/prove/{name}")) for name in ("task", "job")}
     assert judge(places).answer == "closed"
+    sovctl = [sys.executable, "-m", "appliance.cli.main", "egress", "status", "--json"]
+    settings = {**os.environ, "SOVCTL_HOME": str(home.root)}
+    done = subprocess.run(sovctl, env=settings, capture_output=True, text=True, check=False)
+    assert (done.returncode, json.loads(done.stdout)["closed"]) == (0, True), done.stderr
+    assert get(endpoint, "/jobs") == ["job-unknown", "RUNNING", "told", True, "STOPPED"]
 
 
 def check_repair(home: Home, endpoint: lifecycle.Endpoint) -> None:
     """A gateway and then a raylet are killed; both come back, without a hand."""
     door = lifecycle.state(home).pid
     assert door is not None
-    for name, seconds in (("appliance.gateway.server", 20.0), ("raylet/raylet", 90.0)):
+    for name, seconds in (("appliance.gateway.server", 60.0), ("raylet/raylet", 300.0)):
         victims = [pid for pid, command in descendants(door).items() if name in command]
         os.kill(victims[0], signal.SIGKILL)
         until(lambda: lifecycle.state(home).phase != "healthy", 10, f"{name}: nobody noticed")
         until(lambda: lifecycle.state(home).phase == "healthy", seconds, f"{name} stayed away")
     assert get(endpoint, "/serve") == {"replica": "Network is unreachable"}
+
+
+def check_hostile_state(home: Home) -> None:
+    """What a job may do to the state files makes no program outside hang or signal a stranger."""
+    record = home.run / "process.json"
+    true = record.read_text()
+    mine = ProcessName.of(os.getpid())
+    record.write_text(json.dumps(json.loads(true) | asdict(mine)))
+    assert not lifecycle.state(home).running, "a stranger's process is not the appliance"
+    record.write_text(true)
+    (home.run / "supervisor.json").unlink()
+    os.mkfifo(home.run / "supervisor.json")
+    assert lifecycle.state(home).running
+    (home.run / "supervisor.json").unlink()
 
 
 def check_power_loss(home: Home, release: Path) -> None:

@@ -180,6 +180,13 @@ def test_nothing_gets_out(person: Person, home: Home, outside: Outside, tmp_path
     assert (seen["hidden"], seen["readable"]) == ("", "kept")
 
 
+def test_a_planted_module_does_not_run_before_the_seal(person: Person, home: Home) -> None:
+    for name in ("json.py", "socket.py", "sitecustomize.py"):
+        (home.root / name).write_text("raise SystemExit('planted')")
+    done = person.run(spec_for(person, home, "-P", "-c", "print('sealed')"), cwd=home.root)
+    assert (done.stdout, done.returncode) == ("sealed\n", 0), done.stderr
+
+
 def test_the_evidence_says_what_the_kernel_says(person: Person, home: Home) -> None:
     report = "import json; from appliance.egress import live; from dataclasses import asdict; "
     report += "print(json.dumps(asdict(live.observe('self'))))"
