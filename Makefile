@@ -30,11 +30,15 @@ lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter, generated files are fr
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m appliance.manifests.schemas --check
-	@$(BIN)/python -m appliance.errors_page --check
+	@$(BIN)/python -m appliance.errors_page | diff -q docs/errors.md - >/dev/null \
+		|| { echo 'docs/errors.md is stale: make docs' >&2; exit 1; }
 
 docs: $(VENV)/.control ## Regenerate docs/errors.md and the JSON Schemas
 	@$(BIN)/python -m appliance.manifests.schemas
-	@$(BIN)/python -m appliance.errors_page
+	@$(BIN)/python -m appliance.errors_page >docs/errors.md
+
+lock: $(VENV)/.dev ## Resolve the locks anew (keeps pins that still fit)
+	@$(BIN)/python .ci/lock
 
 bench: $(VENV)/.dev ## Measure against the peers; prints the tables of docs/benchmarks.md
 	@for script in tests/bench/*.py; do echo "== $$script"; $(BIN)/python $$script; done
