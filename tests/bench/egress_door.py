@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from appliance.egress import live
+
 ROUNDS, MEGABYTES = 2000, 256
 CHUNK = b"x" * (1 << 20)
 
@@ -87,10 +89,8 @@ def main() -> None:
             print(f"throughput, median of 5 x {MEGABYTES} MiB: {bare:.0f} and {doored:.0f} MiB/s")
             print(f"  ratio {doored / bare:.2f}")
         finally:
-            for child in (
-                Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-            ):
-                os.kill(int(child), 15)
+            for child in live.children(process.pid):
+                os.kill(child, 15)
             process.terminate()
             process.wait()
 
