@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -88,8 +89,6 @@ def pin(folder: Path, fingerprint: Fingerprint) -> None:
 
 def replace_pin(folder: Path, fingerprint: Fingerprint) -> None:
     """Forget the old root and all that was seen under it (the clock stays); pin another."""
-    import shutil
-
     clock = _read(folder / "clock")
     shutil.rmtree(folder, ignore_errors=True)
     seen = datetime.fromisoformat(clock.decode().strip()) if clock else None
