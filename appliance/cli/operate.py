@@ -109,15 +109,19 @@ def doctor(console: Console) -> int:
 
 
 @click.command(short_help=_("Show or follow the logs."))
+@click.argument("name", required=False, metavar="[COMPONENT]")
 @click.option("--follow", "-f", is_flag=True, help=_("Go on showing what is written."))
 @click.option("--component", "-c", help=_("One of them: supervisor, gateway, serve, …"))
 @click.option("--lines", "-n", type=click.IntRange(0), default=40, show_default=True)
 @with_console
-def logs(console: Console, *, follow: bool, component: str | None, lines: int) -> None:
-    """Show the end of the logs, of one component or of all."""
+def logs(
+    console: Console, *, name: str | None, follow: bool, component: str | None, lines: int
+) -> None:
+    """Show the end of the logs, of one COMPONENT (supervisor, gateway, serve …) or of all."""
     from appliance.install.overview import log_files
 
     home = Home.from_environment()
+    component = component or name
     known = log_files(home)
     if not known and not home.marker.exists():
         raise NotInstalled(home=home.root)

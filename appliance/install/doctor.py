@@ -203,18 +203,32 @@ def _running(home: Home, ask: Callable[[], Mapping[str, Any]]) -> Iterable[Findi
     yield Finding("appliance", "pass", _("healthy"))
     account = ask()
     yield Finding("gateway", "pass", state.endpoint.url if state.endpoint else "")
-    nodes = account.get("nodes")
-    if isinstance(nodes, list):
-        dead = [node for node in nodes if isinstance(node, dict) and _is_down(node)]
-        alive: Level = "fail" if dead or not nodes else "pass"
-        text = _("{n} of {all} nodes alive").format(n=len(nodes) - len(dead), all=len(nodes))
-        yield Finding("ray", alive, text, logs if alive == "fail" else "")
+    yield from judge_account(account)
+
+
+def judge_account(account: Mapping[str, Any]) -> Iterable[Finding]:
+    """What the gateway's own account (``GET /admin/v1/status``) says of Ray, Serve and seal. Pure.
+
+    A part it does not speak of is a failure: nothing is taken for healthy by silence.
+    """
+    logs = _("Look at 'sovctl logs'; restart with 'sovctl stop' and 'sovctl start'.")
+    nodes = account.get("nodes") or []
+    alive = [node for node in nodes if not _is_down(node)]
+    text = _("{n} of {all} nodes alive").format(n=len(alive), all=len(nodes))
+    if nodes and len(alive) == len(nodes):
+        yield Finding("ray", "pass", text)
+    else:
+        yield Finding("ray", "fail", text, logs)
     serve = account.get("serve")
-    if isinstance(serve, dict):
-        status = str(serve.get("status") or serve.get("state") or "").upper()
-        good = status in {"RUNNING", "HEALTHY", "OK", ""}
-        yield Finding("serve", "pass" if good else "fail", status.lower(), "" if good else logs)
+    if isinstance(serve, dict) and serve.get("model"):
+        yield Finding("serve", "pass", _("serves {model}").format(model=serve["model"]))
+    else:
+        yield Finding("serve", "fail", _("no model is served"), logs)
+    seal = account.get("seal")
+    if isinstance(seal, dict) and seal.get("sealed") and not seal.get("no_way_out"):
+        remedy = _("Run 'sovctl egress prove' and 'sovctl stop'; do not use private data.")
+        yield Finding("way out", "fail", _("it has a way out"), remedy)
 
 
 def _is_down(node: Mapping[str, Any]) -> bool:
-    return node.get("alive") is False or str(node.get("state", "")).upper() == "DEAD"
+    return node.get("alive") is not True

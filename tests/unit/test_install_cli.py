@@ -10,6 +10,7 @@ import pytest
 from appliance.cli.main import main
 from appliance.errors import ExitCode, PermissionRefused
 from appliance.install import lock
+from appliance.install.doctor import judge_account
 from appliance.layout import Home
 
 
@@ -67,3 +68,18 @@ def test_a_home_that_cannot_be_made_is_said(
     monkeypatch.setenv("SOVCTL_HOME", "/proc/none")
     with pytest.raises(PermissionRefused), lock.hold(Home.from_environment(), "install"):
         pass
+
+
+def test_the_gateways_account_is_not_taken_for_healthy_by_silence() -> None:
+    def levels(account: dict[str, object]) -> dict[str, str]:
+        return {finding.check: finding.level for finding in judge_account(account)}
+
+    good = {
+        "nodes": [{"name": "a", "alive": True}],
+        "serve": {"model": "m"},
+        "seal": {"sealed": True, "no_way_out": True},
+    }
+    assert levels(good) == {"ray": "pass", "serve": "pass"}
+    assert levels({}) == {"ray": "fail", "serve": "fail"}
+    assert levels({**good, "nodes": [{"alive": True}, {"alive": False}]})["ray"] == "fail"
+    assert levels({**good, "seal": {"sealed": True, "no_way_out": False}})["way out"] == "fail"
