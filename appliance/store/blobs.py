@@ -43,7 +43,7 @@ _CHUNK = 4 << 20
 _DIRECT_FROM = 1 << 20  # bytes; smaller blobs gain nothing from O_DIRECT
 
 
-class BlobMismatch(ValueError):  # noqa: N818 - named like our other refusals
+class BlobMismatch(ValueError):
     """What was written is not the blob it was announced as. Nothing was kept."""
 
 

@@ -43,7 +43,7 @@ _STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 _PREDICATE_TYPE = "https://model_signing/signature/v1.0"
 
 
-class ModelSignatureInvalid(ValueError):  # noqa: N818 - named like our other refusals
+class ModelSignatureInvalid(ValueError):
     """The signature does not cover exactly these files, or is not by this key."""
 
 
