@@ -211,7 +211,7 @@ def _check_content(home: Home, record: Adapter) -> Path:
     return folder
 
 
-class _NotExact(ValueError):  # noqa: N818 - named like our other refusals
+class _NotExact(ValueError):
     """A folder holds more, less or other than an adapter's files."""
 
 

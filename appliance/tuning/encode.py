@@ -17,7 +17,7 @@ from appliance.tuning.batches import Example
 from appliance.tuning.rows import ChatRow, PromptRow, Row, parse
 
 
-class TemplateUnfit(ValueError):  # noqa: N818
+class TemplateUnfit(ValueError):
     """The model's chat template is missing, or does not only append when a turn is added."""
 
 

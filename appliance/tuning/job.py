@@ -149,9 +149,12 @@ def _train(folder: RunFolder) -> None:
 def _connect() -> None:
     import ray
 
+    # Ray would otherwise look for any cluster on this machine, or start one of its own.
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        raise TuneClusterUnreachable(reason=_("RAY_ADDRESS does not name a cluster."))
     try:
-        # Never a cluster of our own: without one this is an error, not a reason to start one.
-        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False)
+        ray.init(address=address, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise TuneClusterUnreachable(reason=error) from error
 

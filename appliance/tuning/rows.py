@@ -64,7 +64,7 @@ class ChatRow(_Strict):
 Row = PromptRow | ChatRow
 
 
-class RowInvalid(ValueError):  # noqa: N818 - named like our other refusals
+class RowInvalid(ValueError):
     """A line that is no row; its text says why."""
 
 
