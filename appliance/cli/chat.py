@@ -10,6 +10,7 @@ import click
 
 from appliance.cli.console import Console
 from appliance.cli.options import with_console
+from appliance.errors import GatewayAnswerUnclear, RecordMissing
 from appliance.i18n import _
 from appliance.layout import Home
 
@@ -102,7 +103,12 @@ def _answer(
 
 
 def _chunks(gateway: GatewayClient, body: dict[str, Any]) -> Generator[dict[str, Any]]:
-    yield from gateway.stream("/v1/chat/completions", body)
+    try:
+        yield from gateway.stream("/v1/chat/completions", body)
+    except GatewayAnswerUnclear as error:
+        if error.values["status"] != "404":
+            raise
+        raise RecordMissing(kind="model", name=body["model"], group="models") from error
 
 
 def _safe(text: str) -> str:

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import uvicorn
+import uvloop
 from starlette.types import ASGIApp
 
 from appliance.gateway.wiring import gateway
@@ -81,6 +82,10 @@ def server(app: ASGIApp, tls: ssl.SSLContext) -> uvicorn.Server:
 
 async def serve(home: Home, listener: socket.socket) -> None:
     """Serve until told to stop."""
+    if listener.family != socket.AF_UNIX:
+        # Accepted sockets inherit it. asyncio sets it only on sockets whose protocol number is
+        # given, and Nagle's algorithm then holds the first token back by 40 ms.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     async with gateway(home) as app:
         await server(app, context(home)).serve(sockets=[listener])
 
@@ -93,7 +98,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level="INFO")
     listener = socket.socket(fileno=options.fd)
-    asyncio.run(serve(Home(options.home), listener))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(Home(options.home), listener))
     return 0
 
 

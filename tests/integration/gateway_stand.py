@@ -245,6 +245,8 @@ def _gateway(home: Home, registry: Registry, beside: Neighbours) -> Iterator[str
     listener = socket.create_server(("127.0.0.1", 0))
     running: dict[str, Any] = {}
 
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
     async def serve() -> None:
         async with assembled(home, registry, beside) as app:
             running["server"] = server(app, context(home))
@@ -257,6 +259,7 @@ def _gateway(home: Home, registry: Registry, beside: Neighbours) -> Iterator[str
 @contextmanager
 def _running(app: Any) -> Iterator[str]:
     listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     running: dict[str, Any] = {}
 
     async def serve() -> None:
