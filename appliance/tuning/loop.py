@@ -71,8 +71,16 @@ def work(config: dict[str, str]) -> None:
     import ray.train
 
     folder = RunFolder(Path(config["run_dir"]))
+    last = folder.load().spec.steps
+
+    def report(metrics: dict[str, float]) -> None:
+        # Ray's controller collects reports every two seconds and a worker waits for it, so one
+        # report a step would cost more than the step; ``progress.jsonl`` is the live channel.
+        if metrics["step"] == last:
+            ray.train.report(metrics)
+
     try:
-        train(folder, ray.train.report)
+        train(folder, report)
     except ApplianceError as error:
         folder.fail(error)
 

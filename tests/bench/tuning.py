@@ -80,7 +80,6 @@ def _under_ray(arguments: argparse.Namespace, temp: Path) -> dict[str, list[floa
 
 
 def _measure(config: dict[str, Any]) -> None:
-    import ray.train
     import torch
 
     from appliance.manifests.tuning import Precision, TuningSpec
@@ -107,7 +106,7 @@ def _measure(config: dict[str, Any]) -> None:
         root.mkdir(exist_ok=True)
         rows = _Rows(train=train, heldout=train.examples[:1])
         ours = _Training(
-            RunFolder(root), run, model, rows, tokenizer.pad_token_id, 0.0, ray.train.report
+            RunFolder(root), run, model, rows, tokenizer.pad_token_id, 0.0, lambda _: None
         )
         loops[name] = ours if name == "ours" else _Bare(ours, kept=name != "bare")
 
