@@ -216,7 +216,11 @@ class _Signed:
         try:
             if rfc8785.dumps(json.loads(data)) != data:
                 raise self.tampered(f"metadata/{name}", "it is not canonical JSON")
-            return Metadata[Any].from_bytes(data)
+            metadata = Metadata[Any].from_bytes(data)
+            # python-tuf signs what it parsed, and fills in a null spec_version while parsing.
+            if rfc8785.dumps(metadata.to_dict()) != data:
+                raise self.tampered(f"metadata/{name}", "it does not say what was signed")
+            return metadata
         except (ValueError, RecursionError, RepositoryError) as error:
             raise self.tampered(f"metadata/{name}", "it is not TUF metadata") from error
 

@@ -191,6 +191,16 @@ def test_members_are_exactly_the_signed_ones(supplier: Supplier) -> None:
             _verify(changed, _pinned(supplier))
 
 
+def test_a_value_the_library_fills_in_is_not_free(supplier: Supplier) -> None:
+    """python-tuf reads a null spec_version as its own, so the signature would still hold."""
+    content = supplier.content()
+    tree = json.loads(content.metadata["timestamp.json"])
+    tree["signed"]["spec_version"] = None
+    forged = {**content.metadata, "timestamp.json": rfc8785.dumps(tree)}
+    with pytest.raises(BundleTampered):
+        _verify(replace(content, metadata=forged), _pinned(supplier))
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_hostile_metadata_is_refused_never_a_traceback(
