@@ -86,15 +86,15 @@ class Capabilities:
     adapters: bool
 
 
-class EngineFailure(Exception):  # noqa: N818 - it reads as what happened
+class EngineFailure(Exception):
     """The engine stopped while a request was in it; the request may be sent again."""
 
 
-class AdapterUnusable(Exception):  # noqa: N818 - it reads as what happened
+class AdapterUnusable(Exception):
     """An adapter's files are not what this engine can load; the message says why."""
 
 
-class UnknownAdapter(LookupError):  # noqa: N818 - it reads as what happened
+class UnknownAdapter(LookupError):
     """No adapter of that name is loaded."""
 
 

@@ -43,7 +43,7 @@ class ErrorAnswer(BaseModel):
     error: ErrorBody
 
 
-class RequestRefused(Exception):  # noqa: N818 - it reads as what happened
+class RequestRefused(Exception):
     """A request that gets an error instead of an answer."""
 
     def __init__(
