@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import pwd
 import secrets
 import shutil
 import signal
@@ -21,19 +20,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from appliance.cluster import environment, pki, sizing
 from appliance.cluster.files import open_log, read_object, tail, write_whole
 from appliance.cluster.processes import ProcessName
+from appliance.cluster.recording import record, record_start
 from appliance.egress import live, seal
 from appliance.egress.door import STOP_SECONDS
 from appliance.errors import PortTaken, ReleaseForeign, SealBroken, StartFailed, StopFailed
 from appliance.i18n import N_, _
 from appliance.layout import Home
-from appliance.ledger.event import Event
-from appliance.ledger.log import Ledger
 from appliance.progress import Progress, Task
 
 DEFAULT_PORT = 8443
@@ -97,7 +94,7 @@ def start(
             _await_health(home, process, task)
             seen = _check_seal(process) if endpoint.sealed else None
             if launched:
-                _record_start(home, release, seen)
+                record_start(home, release, seen)
         except BaseException:
             _end(process)
             raise
@@ -112,7 +109,7 @@ def stop(home: Home, progress: Progress) -> None:
     with progress.task(_("Stopping the appliance"), None, "steps"):
         _end(process)
     (home.run / "process.json").unlink(missing_ok=True)
-    _record(home, "appliance.stop", {})
+    record(home, "appliance.stop", {})
 
 
 def state(home: Home) -> State:
@@ -164,8 +161,8 @@ def _launch(home: Home, release: Path, port: int, sealed: bool) -> ProcessName:
     finally:
         listener.close()
     process = ProcessName.of(door.pid)
-    record = {**asdict(process), "port": actual, "sealed": sealed}
-    write_whole(home.run / "process.json", json.dumps(record, indent=2).encode())
+    facts = {**asdict(process), "port": actual, "sealed": sealed}
+    write_whole(home.run / "process.json", json.dumps(facts, indent=2).encode())
     return process
 
 
@@ -383,26 +380,3 @@ def _one_at_a_time(home: Home) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
-
-
-def _record_start(home: Home, release: Path, seen: live.Observation | None) -> None:
-    """``seal.closed`` if it is sealed, and ``appliance.start``, with identifiers only."""
-    if seen is not None:
-        inodes = {f"{kind}_namespace": str(inode) for kind, inode in seen.namespaces.items()}
-        _record(home, "seal.closed", inodes)
-    sealed = "yes" if seen is not None else "no"
-    _record(home, "appliance.start", {"release": release.resolve().name, "sealed": sealed})
-
-
-def _record(home: Home, action: str, subject: dict[str, str]) -> None:
-    """Put it on the ledger; an action that cannot be recorded counts as failed."""
-    actor = f"operator:{os.environ.get('SUDO_USER') or _user()}"
-    event = Event(actor=actor, action=action, subject=subject, outcome="ok", at=datetime.now(UTC))
-    Ledger.open(home).append([event])
-
-
-def _user() -> str:
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return f"uid-{os.getuid()}"

@@ -276,7 +276,7 @@ class _Exchange:
         await send({"type": "http.response.body", "body": body})
 
 
-class _Cut(Exception):  # noqa: N818 - named by what happened, as the operator's errors are
+class _Cut(Exception):
     """A stream that began must end without its end mark."""
 
 
