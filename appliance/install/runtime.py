@@ -8,6 +8,10 @@ and removed when it is done. Files are hard-linked from there: one copy on disk,
 Nothing can come from a network: ``uv`` gets no index, no proxy and no configuration, runs in a
 network namespace that has no interface at all where the kernel allows one, and must find every
 file's hash in ``wheelhouse/requirements.lock``, which the bundle's signature covers.
+
+Bytecode is compiled here, once and on all cores, because processes in the seal write none: measured
+on 124 wheels (457 MB) it costs 43 s of processor time and 380 MB, and saves each process 1.4 s at
+``import torch`` alone (``tests/bench/install_runtime.py``); some fifteen of them start every time.
 """
 
 from __future__ import annotations
@@ -38,8 +42,7 @@ _MARK = ".complete"
 _POLL_S = 0.2
 _TAIL = 12
 
-# Unpacked bytes for each byte of wheel: torch for CPUs 3.6, ray 3.3, pure Python 4; compiled
-# bytecode adds a quarter.
+# Bytes on disk for each byte of wheel: 3.46 unpacked and 4.29 with bytecode were measured.
 UNPACK_FACTOR = 4.5
 
 
