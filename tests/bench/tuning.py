@@ -91,7 +91,7 @@ def _measure(config: dict[str, Any]) -> None:
     torch.set_num_threads(config["threads"])
     steps, rounds = config["steps"], config["rounds"]
     spec = TuningSpec(
-        name="bench", base="base", dataset="data", steps=steps * rounds, checkpoint_every=steps
+        name="bench", base="base", dataset="data", steps=steps * rounds + 4, checkpoint_every=steps
     )
     placed = Resolved(name="x", path=config["model"], digest="sha256:" + "0" * 64)
     run = Run(spec=spec, base=placed, dataset=placed, threads=None)
