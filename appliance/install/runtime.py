@@ -11,7 +11,7 @@ file's hash in ``wheelhouse/requirements.lock``, which the bundle's signature co
 
 Bytecode is compiled here, once and on all cores, because processes in the seal write none: measured
 on 124 wheels (457 MB) it costs 43 s of processor time and 380 MB, and saves each process 1.4 s at
-``import torch`` alone (``tests/bench/install_runtime.py``); some fifteen of them start every time.
+``import torch`` alone (one round of ``tests/bench/install_runtime.py``), at every start.
 """
 
 from __future__ import annotations
