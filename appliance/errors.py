@@ -786,8 +786,8 @@ class DatasetRowsInvalid(ApplianceError):
     what = N_("{path} has {count} rows that cannot be used: {lines}.")
     why = N_("{reason}")
     fix = N_(
-        'Each line must be {{"prompt": …, "completion": …}} or {{"messages": […]}} in UTF-8. Correct'
-        " these, then run 'sovctl data import' again."
+        'Each line must be {{"prompt": …, "completion": …}} or {{"messages": […]}} in UTF-8.'
+        " Correct these, then run 'sovctl data import' again."
     )
 
 
@@ -906,7 +906,9 @@ class NoModelToServe(ApplianceError):
     exit_code = ExitCode.NOT_FOUND
     what = N_("There is no model to serve in {folder}.")
     why = N_("The installed release holds no folder there with a model's config.json.")
-    fix = N_("Run 'sovctl bundle inspect BUNDLE' to see what it holds, and install one with a model.")
+    fix = N_(
+        "Run 'sovctl bundle inspect BUNDLE' to see what it holds, and install one with a model."
+    )
 
 
 class ServingUnhealthy(ApplianceError):

@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(ExitCode.OK)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the boundary: nothing may pass as a traceback
         summary = f"{type(error).__name__}: {error}"
         console.error(InternalError(error=summary, log=_record_defect(traceback.format_exc())))
         return int(ExitCode.INTERNAL)
