@@ -103,8 +103,12 @@ class Home:
 
     @property
     def registry(self) -> Path:
-        """SQLite file: API keys, data sets, jobs, models, adapters."""
-        return self.root / "registry.sqlite"
+        """SQLite file: API keys, data sets, jobs, models, adapters.
+
+        In a folder of its own, because SQLite makes files beside it and nothing may be made in
+        ``root`` from inside the seal.
+        """
+        return self.root / "registry" / "registry.sqlite"
 
     @property
     def datasets(self) -> Path:

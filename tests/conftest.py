@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-# CI looks at the same examples each time, so that a red build is about the change; people's machines
-# keep looking for new ones. No deadline: a shared machine's speed says nothing about the code.
+# CI looks at the same examples each time, so that a red build is about the change; a desk keeps
+# looking for new ones. No deadline: a shared machine's speed says nothing about the code.
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("desk", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "desk")

@@ -147,7 +147,9 @@ def _launch(home: Home, release: Path, port: int, sealed: bool) -> ProcessName:
     """Prepare the folder and start the door, which starts the rest."""
     _check_release(home, release)
     seal.prepare_folders(home)
-    for folder in (home.logs, home.ledger, home.datasets, home.runs, home.adapters):
+    # Nothing can be made directly in the installation's folder from inside.
+    inner = (home.logs, home.ledger, home.datasets, home.runs, home.adapters, home.registry.parent)
+    for folder in inner:
         folder.mkdir(parents=True, exist_ok=True)
     pki.ensure(home)
     _ensure_secret(environment.ray_token(home))

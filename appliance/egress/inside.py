@@ -133,8 +133,10 @@ def shut_file_system(orders: Orders) -> FileSystem:
     _hide(done, (*orders.hidden, *_SYSTEM_SECRETS))
     done.protected = [name for name in orders.protected if Path(name).is_dir()]
     _guard_proc()
-    done.writable = [str(home), "/tmp", "/dev/shm"]  # noqa: S108
-    _make_read_only(done)
+    folders = (str(path) for path in sorted(home.iterdir()) if path.is_dir())
+    own = [path for path in folders if path not in done.protected and not Path(path).is_symlink()]
+    done.writable = [*own, "/tmp", "/dev/shm"]  # noqa: S108
+    _make_read_only(home, done)
     return done
 
 
@@ -202,7 +204,8 @@ def _pin(home: Path) -> None:
     """Make every folder of the installation a mount of its own.
 
     A mount point cannot be renamed or removed from inside, so no job can put a link in the place of
-    ``tmp`` or ``logs`` for a program *outside* to follow; and each can be made read-only.
+    ``tmp`` or ``logs`` for a program *outside* to follow; and each can be read-only or not, while
+    ``home`` itself is: nothing inside can point ``current`` elsewhere.
     """
     for folder in home.iterdir():
         if folder.is_dir() and not folder.is_symlink():
@@ -231,34 +234,38 @@ def _guard_proc() -> None:
             syscalls.bind("/dev/null", proc / name)
 
 
-def _make_read_only(done: FileSystem) -> None:
-    """Everything read-only, then the few writable places back."""
-    writable = [Path(name) for name in done.writable] + [Path("/dev/pts"), Path("/proc")]
-    guarded = [Path("/proc") / name for name in _PROC_READ_ONLY]
+def _make_read_only(home: Path, done: FileSystem) -> None:
+    """Everything read-only but the few writable places; the innermost rule for a mount holds."""
+    writable = [Path("/dev/pts"), Path("/proc"), *map(Path, done.writable)]
+    guarded = [home, *(Path("/proc") / name for name in _PROC_READ_ONLY)]
     guarded += [Path(name) for name in done.protected]
-    attributes = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID
+    rules = {Path("/"): True} | dict.fromkeys(writable, False) | dict.fromkeys(guarded, True)
+    # Parents first: the installation may lie under /tmp, and its folders lie under it.
+    ordered = sorted(rules.items(), key=lambda rule: len(rule[0].parts))
     try:
-        syscalls.set_mount_attributes(Path("/"), add=attributes)
-        for place in writable:
-            syscalls.set_mount_attributes(place, clear=syscalls.MOUNT_ATTR_RDONLY)
-        for place in guarded:
-            if place.exists():
+        for place, read_only in ordered:
+            if not place.exists():
+                continue
+            if read_only:
+                attributes = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID
                 syscalls.set_mount_attributes(place, add=attributes)
+            else:
+                syscalls.set_mount_attributes(place, clear=syscalls.MOUNT_ATTR_RDONLY)
         done.read_only_by = "mount_setattr"
     except OSError as error:
         if error.errno != errno.ENOSYS:
             raise
         done.read_only_by = "remounts (this kernel is older than 5.12)"
-        done.not_read_only = _remount_each(writable, guarded)
+        done.not_read_only = _remount_each(ordered)
     _check_writable(done)
 
 
-def _remount_each(writable: list[Path], guarded: list[Path]) -> list[str]:
+def _remount_each(rules: list[tuple[Path, bool]]) -> list[str]:
     """Linux before 5.12: one remount each. Returns the mounts the kernel would not change."""
     refused = []
     for mount in live.mounts():
-        free = any(mount.target.is_relative_to(place) for place in writable)
-        if free and not any(mount.target.is_relative_to(place) for place in guarded):
+        holding = [read_only for place, read_only in rules if mount.target.is_relative_to(place)]
+        if not holding[-1]:
             continue
         flags = syscalls.MS_BIND | syscalls.MS_REMOUNT | MS_RDONLY | MS_NOSUID
         flags |= MS_NODEV if "nodev" in mount.options else 0

@@ -28,15 +28,10 @@ def is_known(home: Home, name: str) -> bool:
     places = (
         home.marker, home.trust, home.store, home.releases, home.current, home.previous,
         home.journal, home.lock, home.cache, home.ledger, home.logs, home.secrets, home.tls,
-        home.registry, home.datasets, home.runs, home.adapters, home.run, home.tmp,
+        home.registry.parent, home.datasets, home.runs, home.adapters, home.run, home.tmp,
     )  # fmt: skip
     halfway = {f".{home.current.name}.new", f".{home.previous.name}.new", f"{home.marker.name}.new"}
-    return name in {place.name for place in places} | halfway or is_of_registry(home, name)
-
-
-def is_of_registry(home: Home, name: str) -> bool:
-    """Whether ``name`` is the registry's file or one SQLite or a migration keeps beside it."""
-    return name.startswith(f"{home.registry.stem}.")
+    return name in {place.name for place in places} | halfway
 
 
 def is_ours(home: Home) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from appliance.errors import NotInstalled, UninstallRefused
 from appliance.i18n import _
-from appliance.install.home import is_known, is_of_registry, is_ours
+from appliance.install.home import is_known, is_ours
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,8 +43,9 @@ def is_data(home: Home, name: str) -> bool:
     """
     kept = (
         home.datasets, home.adapters, home.ledger, home.secrets, home.tls, home.trust, home.marker,
+        home.registry.parent,
     )  # fmt: skip
-    return name in {path.name for path in kept} or is_of_registry(home, name)
+    return name in {path.name for path in kept}
 
 
 def is_nothing(_home: Home, _name: str) -> bool:

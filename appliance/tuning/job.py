@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
     # A stop asked of an earlier submission is not meant for this one.
     folder.stop.unlink(missing_ok=True)
     folder.error.unlink(missing_ok=True)
-    signal.signal(signal.SIGTERM, lambda _signal, _frame: _ask_to_stop(folder, _frame))
+    _heed_sigterm(folder)
     try:
         run = folder.load()
         if not _is_finished(folder, run):
@@ -112,9 +112,13 @@ def _is_finished(folder: RunFolder, run: Run) -> bool:
     return result.run == run.digest() and result.files == folder_files(folder.result)
 
 
-def _ask_to_stop(folder: RunFolder, _frame: FrameType | None) -> None:
-    """SIGTERM: the worker looks for this file after each step. No work in a signal handler."""
-    folder.stop.touch()
+def _heed_sigterm(folder: RunFolder) -> None:
+    """SIGTERM leaves a file that the worker looks for after each step, and does no more."""
+
+    def ask_to_stop(_signal: int, _frame: FrameType | None) -> None:
+        folder.stop.touch()
+
+    signal.signal(signal.SIGTERM, ask_to_stop)
 
 
 def _train(folder: RunFolder) -> None:
@@ -127,6 +131,7 @@ def _train(folder: RunFolder) -> None:
     from appliance.tuning.loop import work
 
     _connect()
+    _heed_sigterm(folder)  # ray.init has put a handler of its own there, which ends the process
     trainer = TorchTrainer(
         work,
         train_loop_config={"run_dir": str(folder.root)},

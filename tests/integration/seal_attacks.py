@@ -71,6 +71,7 @@ def attacks(orders: dict[str, object]) -> dict[str, Callable[[], object]]:
         "move": lambda: Path(f"{orders['home']}/store").rename(f"{orders['home']}/stolen"),
         "umount": lambda: call(166 if X86 else 39, b"/run", 2),
         "mount": lambda: call(165 if X86 else 40, b"none", b"/mnt", b"tmpfs", 0, None),
+        "point current elsewhere": lambda: Path(f"{orders['home']}/current").symlink_to("/tmp"),
         "core pattern": lambda: write("/proc/sys/kernel/core_pattern"),
         "sysrq": lambda: write("/proc/sysrq-trigger"),
         "disk": lambda: os.open("/dev/vda", os.O_RDONLY),

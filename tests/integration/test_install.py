@@ -267,8 +267,7 @@ def test_uninstall_leaves_nothing_or_just_the_data(
     left = {path.name for path in home.root.iterdir()}
     assert left == {
         "ledger",
-        "registry.sqlite",
-        "registry.lock",
+        "registry",
         "secrets",
         "tls",
         "trust",

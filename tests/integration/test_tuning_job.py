@@ -25,6 +25,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 DRIVER = Path(__file__).with_name("tuning_under_ray.py")
 
+# Long enough that Ray, which looks for signals once a second, hears SIGTERM before the last step.
+STEPS = 400
+
 
 def submit(folder: RunFolder, disturbance: str) -> int:
     """Run the job to its end beside a Ray head that lives just as long; its exit status."""
@@ -64,7 +67,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    folder = make_run(tmp_path_factory.mktemp("runs") / "whole", inputs, steps=40)
+    folder = make_run(tmp_path_factory.mktemp("runs") / "whole", inputs, steps=STEPS)
     assert submit(folder, "undisturbed") == 0
     return folder
 
@@ -72,7 +75,7 @@ def undisturbed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFo
 def test_the_adapter_of_a_job_is_registered_and_verified(
     undisturbed: RunFolder, tmp_path: Path
 ) -> None:
-    assert steps(undisturbed) == list(range(1, 41))
+    assert steps(undisturbed) == list(range(1, STEPS + 1))
     home = Home(tmp_path)
     adapters.ensure_signing_key(home)
     with Registry.open(home) as registry:
@@ -84,7 +87,7 @@ def test_the_adapter_of_a_job_is_registered_and_verified(
 def test_a_killed_worker_is_started_again_and_ends_at_the_same_bits(
     undisturbed: RunFolder, inputs: Path, tmp_path: Path
 ) -> None:
-    folder = make_run(tmp_path / "killed", inputs, steps=40)
+    folder = make_run(tmp_path / "killed", inputs, steps=STEPS)
     assert submit(folder, "killed") == 0
     told = steps(folder)
     restarts = [step for before, step in pairwise(told) if step <= before]
@@ -96,13 +99,13 @@ def test_a_killed_worker_is_started_again_and_ends_at_the_same_bits(
 def test_sigterm_saves_and_the_next_submission_goes_on(
     undisturbed: RunFolder, inputs: Path, tmp_path: Path
 ) -> None:
-    folder = make_run(tmp_path / "stopped", inputs, steps=40)
+    folder = make_run(tmp_path / "stopped", inputs, steps=STEPS)
     assert submit(folder, "stopped") == 130
     assert not folder.result_file.exists()
     stopped_at = steps(folder)[-1]
-    assert 2 <= stopped_at < 40
+    assert 2 <= stopped_at < STEPS
     assert submit(folder, "undisturbed") == 0
-    assert steps(folder) == list(range(1, 41))
+    assert steps(folder) == list(range(1, STEPS + 1))
     assert weights(folder) == weights(undisturbed)
 
 

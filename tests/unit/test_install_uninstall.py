@@ -20,6 +20,7 @@ def home(tmp_path: Path) -> Home:
     for folder in (home.store, home.datasets, home.ledger, home.secrets, home.run, home.releases):
         (folder / "deep" / "er").mkdir(parents=True)
         (folder / "deep" / "er" / "file").write_text("x")
+    home.registry.parent.mkdir()
     home.registry.write_text("x")
     home.registry.with_name("registry.sqlite-wal").write_text("x")
     (home.releases / "r-1").mkdir()
@@ -37,7 +38,7 @@ def test_the_sites_data_stays_and_the_folder_can_be_installed_into_again(home: H
     remove(home, plan_removal(home, is_data), Silent())
     left = {path.name for path in home.root.iterdir()}
     assert left == {
-        ".sovctl", "datasets", "ledger", "secrets", "registry.sqlite", "registry.sqlite-wal",
+        ".sovctl", "datasets", "ledger", "secrets", "registry",
     }  # fmt: skip
     claim(home)
 

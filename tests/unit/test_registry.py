@@ -96,7 +96,7 @@ def test_the_file_does_not_hold_a_secret(registry: Registry, home: Home):
     _key, plaintext = registry.api_keys.create("ward-3", Role.USER)
     registry.close()
     secret = plaintext.rpartition("-")[2]
-    for path in home.root.glob("registry.sqlite*"):
+    for path in home.registry.parent.iterdir():
         whole = path.read_bytes()
         assert secret.encode() not in whole
         assert bytes.fromhex(secret) not in whole
