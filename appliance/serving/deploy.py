@@ -16,6 +16,7 @@ import ray
 from appliance.errors import ApplianceError, ServingUnhealthy
 from appliance.i18n import _
 from appliance.layout import Home
+from appliance.ledger import Event, Ledger
 from appliance.progress import Silent
 from appliance.serving.config import ServingConfig
 from appliance.serving.deployment import deploy
@@ -33,9 +34,16 @@ def main(home: Path) -> None:
         config = ServingConfig.of_home(Home(home))
         _join_ray()
         deploy(config, Silent())
+        _record(config)
     except ApplianceError as error:
         click.echo(json.dumps(error.as_json()), err=True)
         sys.exit(error.exit_code)
+
+
+def _record(config: ServingConfig) -> None:
+    """Which model of which release answers from now on; the release's name holds its digest."""
+    subject = {"model": config.model_name, "release": config.home.current.resolve().name}
+    Ledger.open(config.home).append([Event("system:supervisor", "model.load", subject)])
 
 
 def _join_ray() -> None:

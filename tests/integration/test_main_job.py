@@ -39,6 +39,7 @@ def test_every_step_is_on_the_ledger(appliance: Appliance) -> None:
         "release.install",
         "release.activate",
         "seal.closed",
+        "model.load",
         "appliance.start",
         "inference",
         "key.create",

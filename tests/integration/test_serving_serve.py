@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from appliance.layout import Home
+from appliance.ledger import Ledger
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from engine_fixtures import make_model
 
@@ -31,6 +34,7 @@ def test_an_application_is_served_and_the_server_survives_its_replica(tmp_path_f
     (home / "current").symlink_to("releases/r")
     (home / "secrets").mkdir(mode=0o700)
     (home / "secrets" / "serve.key").write_text("a-key")
+    Ledger.create(Home(home), "test.example/serving")
     environment = os.environ | {
         "RAY_ADDRESS": "127.0.0.1:6379",
         "RAY_USAGE_STATS_ENABLED": "0",
