@@ -60,6 +60,9 @@ def _ray(home: Home) -> dict[str, str]:
         "RAY_TLS_SERVER_KEY": str(home.secrets / "ray.key"),
         "RAY_TLS_CA_CERT": str(home.tls / "ca.pem"),
         "RAY_COLOR_PREFIX": "0",
+        # Ray starts its workers at niceness 15, the model server among them; here only tuning
+        # steps back (appliance.tuning.loop).
+        "RAY_worker_niceness": "0",
         # One node: there is nowhere to drain to, and Ray would wait half a minute for it.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     }

@@ -38,8 +38,9 @@ class Shares:
 def share_out(machine: Machine) -> Shares:
     """Share out ``machine`` so that a serving replica and a tuning worker always both fit.
 
-    Threads of the two together never exceed the cores: two OpenMP teams that do were measured at a
-    sixth of their speed. With one core they share it, and Ray is told of two slots.
+    Ray's slots of the two never exceed the cores. Tuning gets a thread for every core all the same,
+    because a replica is idle most of the time; the tuning worker gives way to it
+    (``appliance.tuning.loop`` runs at niceness 10). With one core Ray is told of two slots.
     """
     slots = max(2, machine.cores)
     replica = max(1, slots // 2)
@@ -52,7 +53,7 @@ def share_out(machine: Machine) -> Shares:
         replica_cpus=replica,
         replica_threads=min(replica, machine.cores),
         tuning_cpus=tuning,
-        tuning_threads=min(tuning, machine.cores),
+        tuning_threads=machine.cores,
         object_store=object_store,
         ray_memory=max(machine.memory - object_store - reserve, 512 * _MIB),
         shared_memory=object_store + max(256 * _MIB, object_store // 4),

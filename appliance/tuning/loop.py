@@ -41,6 +41,9 @@ from appliance.tuning.outcome import Outcome, save_outcome
 from appliance.tuning.run import Digest, Run, RunFolder, line
 from appliance.tuning.schedule import learning_rate, seconds_left
 
+# People wait for answers; nobody waits for a step: the serving replica goes first.
+NICENESS = 10
+
 
 class _BaseEvaluation(BaseModel):
     """``evaluation-base.json``: the figures, how long they took, and for which run."""
@@ -70,6 +73,7 @@ def work(config: dict[str, str]) -> None:
     """
     import ray.train
 
+    os.nice(NICENESS)  # of this thread and those it starts; a worker process trains once
     folder = RunFolder(Path(config["run_dir"]))
     last = folder.load().spec.steps
 

@@ -32,9 +32,7 @@ CHECKOUT = HERE.parents[1]
 SOVCTL = Path(sys.executable).with_name("sovctl")
 BASE = "smollm2-135m-instruct"
 ADAPTER = "icd10"
-QUESTION = (
-    "Diagnosis: Type 2 diabetes mellitus with diabetic chronic kidney disease\nICD-10-CM category:"
-)
+QUESTIONS = 5
 
 
 @dataclass
@@ -199,18 +197,25 @@ def tune(demo: Demo) -> None:
 
 
 def side_by_side(demo: Demo) -> None:
-    """The same question to base and adapter."""
-    with demo.step("compare", "The same question to base and adapter"):
+    """The first held-out rows, not chosen by anyone, asked of base and adapter."""
+    data = demo.folder / "appliance" / "current" / "datasets" / "icd10cm" / "heldout.jsonl"
+    rows = [json.loads(row) for row in data.read_text().splitlines()[:QUESTIONS]]
+    with demo.step("compare", f"The same {QUESTIONS} held-out questions to base and adapter"):
         asking = client(demo)
-        answers = {}
-        for model in (BASE, f"{BASE}:{ADAPTER}"):
-            answer = asking.completions.create(
-                model=model, prompt=QUESTION, max_tokens=8, temperature=0
+
+        def answer(model: str, prompt: str) -> str:
+            done = asking.completions.create(
+                model=model, prompt=prompt, max_tokens=8, temperature=0
             )
-            answers[model] = answer.choices[0].text.strip().split("\n")[0]
-            print(f"   {model:30} → {answers[model] or '(nothing)'}")
-        print("   (the right category is E11)")
-        demo.figures["answers"] = answers
+            return done.choices[0].text.strip().split("\n")[0]
+
+        demo.figures["answers"] = []
+        for row in rows:
+            base, tuned = (answer(m, row["prompt"]) for m in (BASE, f"{BASE}:{ADAPTER}"))
+            right = row["completion"].strip()
+            print(f"   {row['prompt'].splitlines()[0]}")
+            print(f"      right {right}   adapter {tuned or '-':6} base {base or '-'}")
+            demo.figures["answers"].append({"right": right, "adapter": tuned, "base": base})
 
 
 def prove(demo: Demo) -> None:

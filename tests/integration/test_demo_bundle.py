@@ -56,6 +56,15 @@ def test_it_holds_a_model_its_runtime_and_data(built: Built) -> None:
     assert {file.path for file in data.files} >= {"train.jsonl", "heldout.jsonl", "card.json"}
 
 
+def test_always_answering_the_same_gains_nothing(built: Built) -> None:
+    (card_file,) = (f for f in built.manifest.artefacts[2].files if f.path == "card.json")
+    with BundleReader(built.path) as reader:
+        (place,) = (p for p in reader.layout.blobs if p.name.endswith(card_file.hex))
+        card = json.loads(reader.read(place.data, place.size))
+    assert card["baseline"]["letter"]["right"] <= 0.1
+    assert card["baseline"]["category"]["right"] <= 0.05
+
+
 def test_the_weights_are_always_the_same_bytes(built: Built) -> None:
     (weights,) = (f for f in built.manifest.artefacts[0].files if f.path == "model.safetensors")
     assert weights.hex == "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b"

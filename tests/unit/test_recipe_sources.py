@@ -7,6 +7,7 @@ import hashlib
 import sys
 import tempfile
 import zipfile
+from collections import Counter
 from email.message import Message
 from pathlib import Path
 
@@ -259,28 +260,50 @@ def test_a_licence_is_read_from_old_and_new_metadata(
 # --- the coding data set --------------------------------------------------------------------------
 
 
-def source_of(seed: int, train: int = 300, heldout: int = 20) -> DatasetSource:
+def source_of(seed: int, train: int = 300, heldout: int = 8) -> DatasetSource:
     return DatasetSource(
         type="dataset", builder="icd10cm", wheel="simple-icd-10-cm==1.5.0", sha256="0" * 64,
         train=train, heldout=heldout, seed=seed,
     )  # fmt: skip
 
 
-CODES = [
-    Diagnosis(f"{letter}{n:05d}{extension}", f"Injury {letter}{n}, {extension}")
-    for letter in "ST"
-    for n in range(60)
-    for extension in "ADS"
-] + [Diagnosis("B20", "HIV disease"), Diagnosis("Z990", "HIV disease")]
+# Injuries with their encounters, by far the most; four categories of diseases; and, of each letter,
+# one category too many.
+CODES = (
+    [
+        Diagnosis(f"S{category}{n:03d}{extension}", f"Injury {category}{n}, {extension}")
+        for category in range(60, 65)
+        for n in range(40)
+        for extension in "ADS"
+    ]
+    + [
+        Diagnosis(f"E{category}{n}", f"Diabetes {category}, complication {n}")
+        for category in range(10, 14)
+        for n in range(9)
+    ]
+    + [Diagnosis("E15", "Coma, not diabetic"), Diagnosis("Z990", "Injury 600, A")]
+)
 
 
 @given(st.integers(0, 2**32 - 1))
 def test_held_out_rows_share_nothing_with_training_rows(seed: int) -> None:
     rows = split(CODES, source_of(seed))
-    assert (len(rows.train), len(rows.heldout)) == (300, 20)
+    assert (len(rows.train), len(rows.heldout)) == (300, 8)
     assert not {d.stem for d in rows.train} & {d.stem for d in rows.heldout}
     assert not {d.text for d in rows.train} & {d.text for d in rows.heldout}
     assert split(reversed(CODES), source_of(seed)) == rows  # the input's order does not matter
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_categories_and_letters_are_drawn_evenly(seed: int) -> None:
+    rows = split(CODES, source_of(seed, train=64))
+    trained_on = Counter(d.category for d in rows.train)
+    # Z99 has one code only, which is not enough to be asked for; S64 and E15 are fifth of a letter.
+    assert trained_on.pop("Z99") == 1
+    assert set(trained_on) == {*("S60", "S61", "S62", "S63"), *("E10", "E11", "E12", "E13")}
+    assert max(trained_on.values()) - min(trained_on.values()) <= 1
+    asked = [d.category for d in rows.heldout]
+    assert sorted(asked) == sorted(trained_on)  # each once, and known from training
 
 
 def test_a_row_is_what_the_tuning_room_reads() -> None:
