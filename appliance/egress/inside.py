@@ -237,7 +237,8 @@ def _guard_proc() -> None:
 def _make_read_only(home: Path, done: FileSystem) -> None:
     """Everything read-only but the few writable places; the innermost rule for a mount holds."""
     writable = [Path("/dev/pts"), Path("/proc"), *map(Path, done.writable)]
-    guarded = [home, *(Path("/proc") / name for name in _PROC_READ_ONLY)]
+    # What was brought back under the private /tmp stays the machine's own.
+    guarded = [home, *map(Path, done.visible), *(Path("/proc") / name for name in _PROC_READ_ONLY)]
     guarded += [Path(name) for name in done.protected]
     rules = {Path("/"): True} | dict.fromkeys(writable, False) | dict.fromkeys(guarded, True)
     # Parents first: the installation may lie under /tmp, and its folders lie under it.
