@@ -81,7 +81,8 @@ def jobs():
     name = known.submit(
         argv, run_dir=home.tmp, env={"SAID": "told"}, metadata={"k": "v"}, submission_id="a-job"
     )
-    while not known.tail(name, 1) and known.status(name).status not in FINISHED:
+    # Ray's own line about the entry point may be read before the job has said anything.
+    while known.tail(name, 1) != "told" and known.status(name).status not in FINISHED:
         time.sleep(0.2)
     assert [job.metadata["k"] for job in known.list() if job.job_id == name] == ["v"]
     told += [known.status(name).status, known.tail(name, 1), known.cancel(name)]

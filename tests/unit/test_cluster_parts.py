@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -71,8 +72,10 @@ def test_a_recycled_pid_is_another_process() -> None:
 
 def test_children_are_reaped_and_ended_with_their_session(tmp_path: Path) -> None:
     children = Children(tmp_path)
-    stubborn = "trap '' TERM; sleep 60 & wait; sleep 60"
+    stubborn = "trap '' TERM; echo deaf; sleep 60 & wait; sleep 60"
     child = children.start(["sh", "-c", stubborn], "stubborn", os.environ)
+    while (tmp_path / "stubborn.log").read_text() != "deaf\n":
+        time.sleep(0.01)
     quick = children.start(["sh", "-c", "echo told; exit 3"], "quick", os.environ)
     while quick.returncode is None:
         children.reap()
