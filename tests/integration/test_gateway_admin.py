@@ -68,7 +68,7 @@ def end(running: Stand, state: str) -> RunFolder:
 
 def settled(running: Stand, job: str) -> dict[str, Any]:
     with running.client("operator") as client:
-        for _turn in range(100):
+        for _turn in range(600):
             found: dict[str, Any] = client.get(f"/admin/v1/jobs/{job}").json()
             if found["finished"]:
                 return found
@@ -115,13 +115,12 @@ def test_a_job_from_submission_to_a_served_adapter(running: Stand, tmp_path: Pat
     follow = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    for _turn in range(200):
+    for _turn in range(1200):
         if running.jobs.states:
             break
         time.sleep(0.05)
-    time.sleep(1.5)
     folder = end(running, "SUCCEEDED")
-    out, told = follow.communicate(timeout=30)
+    out, told = follow.communicate(timeout=120)
     assert follow.returncode == 0, told
     assert "icd10" in out
     assert "loss 1.500" in told
@@ -166,7 +165,7 @@ def test_a_job_that_is_cancelled_first_saves_its_step(running: Stand, tmp_path: 
         job = client.post("/admin/v1/jobs", json=SPEC).json()
         second = client.post("/admin/v1/jobs", json=SPEC)
         assert second.json()["error"]["code"] == "run-in-progress"
-        for _turn in range(50):
+        for _turn in range(600):
             if client.get(f"/admin/v1/jobs/{job['id']}").json()["status"] == "running":
                 break
             time.sleep(0.1)
