@@ -41,6 +41,7 @@ def inner(home: Home, python: Path, shares: Shares, operator: Mapping[str, str])
         "PYTHONDONTWRITEBYTECODE": "1",
         "LANG": kept.get("LANG", "C.UTF-8"),
         **_ray(home),
+        **serve(),
         **_silence(),
         "OMP_NUM_THREADS": threads,
         "APPLIANCE_REPLICA_CPUS": str(shares.replica_cpus),
@@ -65,6 +66,22 @@ def _ray(home: Home) -> dict[str, str]:
         "RAY_worker_niceness": "0",
         # One node: there is nowhere to drain to, and Ray would wait half a minute for it.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    }
+
+
+def serve() -> dict[str, str]:
+    """Serve's replica listens itself, on ``ports.SERVE``, instead of behind Serve's proxy.
+
+    Through the proxy every token is one more message between Ray processes, which cost a seventh
+    of the throughput of eight streams (``tests/bench/serving.py``). One replica, one port: the
+    range ends before its maximum, and a port is given again as soon as its holder is gone.
+    """
+    return {
+        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ports.SERVE),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ports.SERVE + 1),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+        "RAY_SERVE_PORT_QUARANTINE_S": "0",
     }
 
 

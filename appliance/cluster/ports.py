@@ -8,6 +8,7 @@ HOST: Final = "127.0.0.1"
 GCS: Final = 6379
 DASHBOARD: Final = 8265
 SERVE: Final = 8000
+SERVE_PROXY: Final = 8001
 PROBE_CONTROL: Final = 9099
 
 RAY_ADDRESS: Final = f"{HOST}:{GCS}"

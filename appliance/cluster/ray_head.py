@@ -47,7 +47,7 @@ def guarded() -> bool:
 
 
 def serve_answers() -> bool:
-    """Whether Serve's proxy has its routes and healthy replicas behind them."""
+    """Whether the replica of Serve's application listens and is healthy."""
     return _get(ports.SERVE, "/-/healthz", {}) == 200
 
 

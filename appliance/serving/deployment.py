@@ -1,9 +1,11 @@
 """The Serve application: one replica holding engine and ingress together.
 
-Engine and ingress share a process on purpose: a token goes from the model to the HTTP answer
-without another hop between Ray workers. Access logs are off. Serve's other switches stay at their
-defaults: running the ingress in Serve's own event loop and routing without a thread of its own
-changed neither processor time per token nor throughput (``tests/bench/serving.py``).
+Engine, ingress and listener share a process on purpose: a token goes from the model to the caller
+without a hop between Ray workers (direct ingress, ``appliance.cluster.environment.serve``). Serve
+still starts, watches and replaces the replica. Its proxy, which direct ingress does not do without,
+has a port of its own and nothing to do. Access logs are off. Serve's other switches stay at their
+defaults: running the ingress in Serve's own event loop changed neither processor time per token nor
+throughput (``tests/bench/serving.py``).
 """
 
 from __future__ import annotations
@@ -66,14 +68,23 @@ def deploy(config: ServingConfig, progress: Progress) -> None:
     ``ServingUnhealthy``.
     """
     serve.start(
-        http_options=HTTPOptions(host=ports.HOST, port=ports.SERVE),
+        http_options=HTTPOptions(host=ports.HOST, port=ports.SERVE_PROXY),
         logging_config=LoggingConfig(enable_access_log=False),
     )
     with progress.task(_("Loading {0}").format(config.model_name), None, "items"):
         try:
             serve.run(_application(config), name=APPLICATION, route_prefix="/")
         except RuntimeError as error:  # what Serve raises when the replica cannot be made
-            raise ServingUnhealthy(reason=error) from error
+            raise ServingUnhealthy(reason=_why(error)) from error
+
+
+def _why(error: RuntimeError) -> str:
+    """The last line of what the replica raised, which Serve's error leaves out, and that error."""
+    application = serve.status().applications.get(APPLICATION)
+    deployments = application.deployments.values() if application else ()
+    lines = [line.strip() for each in deployments for line in each.message.splitlines()]
+    told = [line for line in lines if line]
+    return f"{told[-1]} ({error})" if told else str(error)
 
 
 def _application(config: ServingConfig) -> Any:

@@ -27,6 +27,7 @@ _DEPLOY = """
 import socket
 import ray
 from ray import serve
+from appliance.cluster import ports
 from starlette.responses import JSONResponse
 
 @serve.deployment(ray_actor_options={"num_cpus": 1})
@@ -40,13 +41,14 @@ class Echo:
         return JSONResponse({"replica": outcome})
 
 ray.init(address="auto", log_to_driver=False)
-serve.start(http_options={"host": "127.0.0.1", "port": 8000})
+serve.start(http_options={"host": "127.0.0.1", "port": ports.SERVE_PROXY})
 serve.run(Echo.bind())
 """
 
 _GATEWAY = """
 import argparse, http.client, http.server, json, os, socket, ssl, time
 from pathlib import Path
+from appliance.cluster import ports
 from appliance.layout import Home
 
 parser = argparse.ArgumentParser()
@@ -59,7 +61,7 @@ def answer(path):
     if path == "/healthz":
         return {"ok": True}
     if path == "/serve":
-        connection = http.client.HTTPConnection("127.0.0.1", 8000, timeout=20)
+        connection = http.client.HTTPConnection(ports.HOST, ports.SERVE, timeout=20)
         connection.request("GET", "/")
         return json.loads(connection.getresponse().read())
     if path in ("/prove/task", "/prove/job"):

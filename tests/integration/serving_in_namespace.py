@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import openai
 
-from appliance.cluster import ports
+from appliance.cluster import environment, ports
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 
@@ -34,12 +34,18 @@ def eventually(check, seconds):
 def main(home: Path) -> None:
     """Start everything, use it as an application would, break it, use it again."""
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    os.environ.update(environment.serve())
     ray = [str(Path(sys.executable).with_name("ray"))]
     ray += ["start", "--head", "--node-ip-address=127.0.0.1", "--port", str(ports.GCS)]
     ray += ["--num-cpus=2", "--object-store-memory=100000000", "--disable-usage-stats"]
     ray += ["--include-dashboard=false", f"--temp-dir={home}/ray"]
     subprocess.run(ray, check=True, stdout=sys.stderr)
     deploy = [sys.executable, "-m", "appliance.serving.deploy", "--home", str(home)]
+    weights = next((home / "current/models").glob("*/model.safetensors"))
+    aside = weights.rename(weights.with_suffix(".aside"))
+    broken = subprocess.run(deploy, check=False, capture_output=True, text=True)
+    told = json.loads(next(line for line in broken.stderr.splitlines() if line.startswith("{")))
+    aside.rename(weights)
     subprocess.run(deploy, check=True, stdout=sys.stderr)
 
     key = (home / "secrets" / "serve.key").read_text().strip()
@@ -63,6 +69,7 @@ def main(home: Path) -> None:
         return answer.choices[0].message.content
 
     seen = {"models": [m.id for m in client.models.list()], "whole": whole()}
+    seen["broken"] = [broken.returncode, told["code"], told["why"]]
     stream = client.chat.completions.create(
         model="tiny",
         messages=MESSAGES,

@@ -129,10 +129,10 @@ def check_repair(home: Home, endpoint: lifecycle.Endpoint) -> None:
     """A gateway and then a raylet are killed; both come back, without a hand."""
     door = lifecycle.state(home).pid
     assert door is not None
-    for name, seconds in (("appliance.gateway.server", 60.0), ("raylet/raylet", 300.0)):
+    for name, seconds in (("appliance.gateway.server", 120.0), ("raylet/raylet", 300.0)):
         victims = [pid for pid, command in descendants(door).items() if name in command]
         os.kill(victims[0], signal.SIGKILL)
-        until(lambda: lifecycle.state(home).phase != "healthy", 10, f"{name}: nobody noticed")
+        until(lambda: lifecycle.state(home).phase != "healthy", 60, f"{name}: nobody noticed")
         until(lambda: lifecycle.state(home).phase == "healthy", seconds, f"{name} stayed away")
     assert get(endpoint, "/serve") == {"replica": "Network is unreachable"}
 

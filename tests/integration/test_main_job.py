@@ -83,7 +83,7 @@ def test_without_a_key_nothing_answers(appliance: Appliance) -> None:
 def test_raw_ports_are_not_reachable_from_outside(appliance: Appliance) -> None:
     import socket
 
-    for port in (8000, 8265, 6379):
+    for port in (8000, 8001, 8265, 6379):
         with socket.socket() as probe, pytest.raises(OSError):
             probe.settimeout(1)
             probe.connect(("127.0.0.1", port))

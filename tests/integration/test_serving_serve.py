@@ -55,6 +55,9 @@ def test_an_application_is_served_and_the_server_survives_its_replica(tmp_path_f
         shutil.rmtree(home / "ray", ignore_errors=True)
     assert done.returncode == 0, done.stderr[-4000:]
     seen = json.loads(done.stdout.splitlines()[-1])
+    status, code, why = seen["broken"]
+    assert (status, code) == (7, "serving-unhealthy")
+    assert "model.safetensors" in why, "Serve's own words name no cause"
     assert seen["models"] == ["tiny"]
     assert seen["whole"] == seen["streamed"] == seen["again"] != ""
     assert seen["usage"] == 8
