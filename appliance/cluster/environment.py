@@ -1,5 +1,11 @@
-"""The environment of every process inside the seal. Built from nothing: what the operator's shell
-holds (proxies, cloud credentials, ``PYTHONPATH``) does not go in."""
+"""The environment of every process of the appliance. Built from nothing: what the operator's shell
+holds (proxies, cloud credentials, ``PYTHONPATH``) does not go in.
+
+In two steps, because two versions of this code meet here. :func:`outer` is what ``sovctl`` gives to
+the programs that make the seal, and knows nothing of what will run in it. :func:`inner` is called
+by the supervisor, which is the *release's* own code: so a newer or older ``sovctl`` starts a
+release with the settings that release was tested with, as after a rollback.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +17,7 @@ from appliance.cluster.sizing import Shares
 from appliance.layout import Home
 
 _FROM_OPERATOR = ("LANG", "LANGUAGE", "LC_ALL", "LC_MESSAGES", "TZ")
+_SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 
 
 def ray_token(home: Home) -> Path:
@@ -23,23 +30,31 @@ def serve_key(home: Home) -> Path:
     return home.secrets / "serve.key"
 
 
-def inner(home: Home, python: Path, shares: Shares, operator: Mapping[str, str]) -> dict[str, str]:
-    """The variables, given the release's ``python`` and the operator's own environment.
-
-    Holds paths of secrets, never secrets: an environment is readable in ``/proc``.
-    """
+def outer(operator: Mapping[str, str]) -> dict[str, str]:
+    """The variables of the door and of the supervisor, given the operator's own environment."""
     kept = {name: operator[name] for name in _FROM_OPERATOR if name in operator}
-    threads = str(shares.replica_threads)
     return {
+        "LANG": "C.UTF-8",
         **kept,
-        "PATH": f"{python.parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
-        "HOME": str(home.tmp),
-        "TMPDIR": "/tmp",  # noqa: S108 - Home.tmp, bound there by the seal
-        "SOVCTL_HOME": str(home.root),
+        "PATH": _SYSTEM_PATH,
         "PYTHONNOUSERSITE": "1",
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
-        "LANG": kept.get("LANG", "C.UTF-8"),
+    }
+
+
+def inner(home: Home, python: Path, shares: Shares, operator: Mapping[str, str]) -> dict[str, str]:
+    """The variables of what the supervisor starts, given the release's ``python``.
+
+    Holds paths of secrets, never secrets: an environment is readable in ``/proc``.
+    """
+    threads = str(shares.replica_threads)
+    return {
+        **outer(operator),
+        "PATH": f"{python.parent}:{_SYSTEM_PATH}",
+        "HOME": str(home.tmp),
+        "TMPDIR": "/tmp",  # noqa: S108 - Home.tmp, bound there by the seal
+        "SOVCTL_HOME": str(home.root),
         **_ray(home),
         **serve(),
         **_silence(),

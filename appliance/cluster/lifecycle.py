@@ -159,7 +159,7 @@ def _launch(home: Home, release: Path, port: int, sealed: bool) -> ProcessName:
     try:
         actual = int(listener.getsockname()[1])
         argv = _supervisor_argv(home, release, actual, sealed)
-        door = _open_door(home, release, listener, argv)
+        door = _open_door(home, listener, argv)
     finally:
         listener.close()
     process = ProcessName.of(door.pid)
@@ -210,12 +210,8 @@ def _supervisor_argv(home: Home, release: Path, port: int, sealed: bool) -> list
     return seal.command(spec)
 
 
-def _open_door(
-    home: Home, release: Path, listener: socket.socket, argv: list[str]
-) -> subprocess.Popen[bytes]:
+def _open_door(home: Home, listener: socket.socket, argv: list[str]) -> subprocess.Popen[bytes]:
     """Start the door in a session of its own, so that closing the terminal does not end it."""
-    python = release / "venv/bin/python"
-    shares = sizing.share_out(sizing.measure())
     number = listener.fileno()
     # -P and the root folder: nothing that a job left in the installation is imported out here.
     door = [sys.executable, "-P", "-m", _DOOR, f"--listen-fd={number}"]
@@ -226,7 +222,7 @@ def _open_door(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=environment.inner(home, python, shares, os.environ),
+            env=environment.outer(os.environ),
             cwd="/",
             pass_fds=(number,),
             start_new_session=True,

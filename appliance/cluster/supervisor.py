@@ -25,7 +25,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -79,11 +79,19 @@ class ComponentFailedError(Exception):
 
 
 class Supervisor:
-    """Wires components to processes and to ``run/supervisor.json``."""
+    """Wires components to processes, whose environment is ``settings``, and to
+    ``run/supervisor.json``."""
 
-    def __init__(self, home: Home, components: list[Component], base: dict[str, object]) -> None:
+    def __init__(
+        self,
+        home: Home,
+        components: list[Component],
+        settings: Mapping[str, str],
+        base: dict[str, object],
+    ) -> None:
         self.home = home
         self.components = components
+        self.settings = settings
         self.children = Children(home.logs)
         self.was_healthy = False
         self.stop_asked = False
@@ -144,7 +152,7 @@ class Supervisor:
             if now >= component.record.not_before:
                 component.started = component.checked = now
                 component.child = self.children.start(
-                    component.argv, component.name, os.environ, component.pass_fds
+                    component.argv, component.name, self.settings, component.pass_fds
                 )
             return
         if not component.running and (component.lasting or _status(component) != 0):
@@ -205,9 +213,8 @@ class Supervisor:
                 self.stop_asked = True
 
 
-def components(home: Home, python: Path, gateway_fd: int) -> list[Component]:
+def components(home: Home, python: Path, shares: sizing.Shares, gateway_fd: int) -> list[Component]:
     """What an embedded appliance runs, in the order of their dependence."""
-    shares = sizing.share_out(sizing.measure())
     token = environment.ray_token(home).read_text(encoding="ascii").strip()
 
     def ray_ready() -> bool:
@@ -288,8 +295,10 @@ def main(arguments: list[str]) -> int:
         "sealed": options.sealed == "yes",
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    parts = components(home, Path(sys.executable), listener.fileno())
-    return Supervisor(home, parts, base).run()
+    python, shares = Path(sys.executable), sizing.share_out(sizing.measure())
+    parts = components(home, python, shares, listener.fileno())
+    settings = environment.inner(home, python, shares, os.environ)
+    return Supervisor(home, parts, settings, base).run()
 
 
 if __name__ == "__main__":

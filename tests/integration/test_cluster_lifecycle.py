@@ -122,7 +122,7 @@ def check_seal(home: Home, endpoint: lifecycle.Endpoint) -> None:
     settings = {**os.environ, "SOVCTL_HOME": str(home.root)}
     done = subprocess.run(sovctl, env=settings, capture_output=True, text=True, check=False)
     assert (done.returncode, json.loads(done.stdout)["closed"]) == (0, True), done.stderr
-    assert get(endpoint, "/jobs") == ["job-unknown", "RUNNING", "told", True, "STOPPED"]
+    assert get(endpoint, "/jobs") == ["job-unknown", "RUNNING", True, True, "STOPPED"]
 
 
 def check_repair(home: Home, endpoint: lifecycle.Endpoint) -> None:

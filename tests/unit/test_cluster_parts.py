@@ -132,7 +132,8 @@ def test_a_lost_or_foreign_key_makes_a_new_pair(home: Home) -> None:
 def test_the_environment_holds_paths_and_no_secret_of_the_operator(home: Home) -> None:
     shares = sizing.share_out(sizing.Machine(2, 24 * GIB))
     operator = {"LANG": "fr_FR.UTF-8", "AWS_SECRET_ACCESS_KEY": "x", "https_proxy": "http://p"}
-    made = environment.inner(home, Path("/r/venv/bin/python"), shares, operator)
+    handed_on = environment.outer(operator)  # by sovctl, to the release's supervisor
+    made = environment.inner(home, Path("/r/venv/bin/python"), shares, handed_on)
     assert made["LANG"] == "fr_FR.UTF-8"
     assert not {"AWS_SECRET_ACCESS_KEY", "https_proxy"} & made.keys()
     assert made["RAY_AUTH_MODE"] == "token" and made["RAY_USE_TLS"] == "1"
