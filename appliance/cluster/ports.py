@@ -7,8 +7,8 @@ from typing import Final
 HOST: Final = "127.0.0.1"
 GCS: Final = 6379
 DASHBOARD: Final = 8265
-SERVE: Final = 8000
-SERVE_PROXY: Final = 8001
+SERVE: Final = 8000  # Serve's proxy
+REPLICAS: Final = range(8100, 8200)  # one of them is where the model server listens
 PROBE_CONTROL: Final = 9099
 
 RAY_ADDRESS: Final = f"{HOST}:{GCS}"

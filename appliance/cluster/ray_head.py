@@ -47,7 +47,7 @@ def guarded() -> bool:
 
 
 def serve_answers() -> bool:
-    """Whether the replica of Serve's application listens and is healthy."""
+    """Whether Serve's proxy has its routes and healthy replicas behind them."""
     return _get(ports.SERVE, "/-/healthz", {}) == 200
 
 

@@ -38,12 +38,9 @@ PLAIN: RawHeaders = [
 ]
 
 
-def to_serve(
-    headers: Iterable[tuple[bytes, bytes]], gateway_key: str, caller: str
-) -> dict[str, str]:
-    """What Serve gets: the content's type, our key, and who called (the key's id)."""
-    passed = _passed(headers, _TO_SERVE)
-    return {**passed, "X-Appliance-Gateway": gateway_key, "X-Appliance-Caller": caller}
+def to_serve(headers: Iterable[tuple[bytes, bytes]], caller: str) -> dict[str, str]:
+    """What Serve gets: the content's type, and who called (the key's id)."""
+    return {**_passed(headers, _TO_SERVE), "X-Appliance-Caller": caller}
 
 
 def to_ray(headers: Iterable[tuple[bytes, bytes]], token: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ import json
 import logging
 import re
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ from appliance.errors import AuditUnavailable, ServiceUnavailable
 from appliance.gateway import headers
 from appliance.gateway.audit import Audit
 from appliance.gateway.calls import Call
+from appliance.gateway.model_service import ModelService
 from appliance.gateway.paths import encoded
 from appliance.gateway.problems import problem
 from appliance.ledger.event import Event, Outcome
@@ -96,12 +97,8 @@ class Question:
 class Inference:
     """The handler of the inference routes."""
 
-    def __init__(
-        self, session: aiohttp.ClientSession, base: str, gateway_key: str, audit: Audit
-    ) -> None:
-        self._session = session
-        self._base = base
-        self._key = gateway_key
+    def __init__(self, service: ModelService, audit: Audit) -> None:
+        self._service = service
         self._audit = audit
 
     async def infer(self, call: Call) -> ASGIApp:
@@ -117,15 +114,16 @@ class Inference:
         """``/v1/models`` and one of them, as Serve lists them."""
         return _Passage(self, call)
 
-    def open(self, call: Call, body: bytes | None) -> Any:
-        """Serve's answer, as an asynchronous context manager."""
+    def open(
+        self, call: Call, body: bytes | None
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """Serve's answer."""
         caller = call.caller.id if call.caller else ""
-        return self._session.request(
+        return self._service.ask(
             call.scope["method"],
-            self._base + encoded(call.path),
-            data=body,
-            headers=headers.to_serve(call.scope["headers"], self._key, caller),
-            allow_redirects=False,
+            encoded(call.path),
+            headers=headers.to_serve(call.scope["headers"], caller),
+            body=body,
         )
 
     async def settle(self, account: Account) -> None:

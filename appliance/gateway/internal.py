@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import aiohttp
@@ -10,9 +11,11 @@ from pydantic import BaseModel
 from appliance.egress.probe import ProbeResult, control_listener
 from appliance.egress.verdict import results_from_json
 from appliance.errors import AdapterRefused, ApplianceError, ServiceUnavailable
+from appliance.gateway.model_service import ModelService
 from appliance.registry import Adapter
 
 _TIMEOUT = aiohttp.ClientTimeout(total=60, sock_connect=5)
+_JSON = {"Content-Type": "application/json"}
 
 
 class Node(BaseModel):
@@ -30,10 +33,8 @@ class Node(BaseModel):
 class ServeInternal:
     """Serve's ``/internal`` routes (``serving/app.py``)."""
 
-    def __init__(self, session: aiohttp.ClientSession, base: str, gateway_key: str) -> None:
-        self._session = session
-        self._base = base
-        self._headers = {"X-Appliance-Gateway": gateway_key}
+    def __init__(self, service: ModelService) -> None:
+        self._service = service
 
     async def state(self) -> dict[str, Any]:
         """What is served now. Raises :class:`ServiceUnavailable`."""
@@ -59,10 +60,11 @@ class ServeInternal:
         except ValueError as error:
             raise ServiceUnavailable(service="The model service", reason=f"{error}.") from error
 
-    async def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+    async def _ask(self, method: str, path: str, content: dict[str, Any] | None) -> Any:
+        body = None if content is None else json.dumps(content).encode()
         try:
-            async with self._session.request(
-                method, self._base + path, json=body, headers=self._headers, timeout=_TIMEOUT
+            async with self._service.ask(
+                method, path, headers=_JSON, body=body, within=_TIMEOUT
             ) as answer:
                 content = await answer.json(content_type=None) if answer.status != 204 else {}
         except (aiohttp.ClientError, OSError, ValueError) as error:

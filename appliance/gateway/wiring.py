@@ -25,6 +25,7 @@ from appliance.gateway.fine_tuning import FineTuning
 from appliance.gateway.identity import Identities
 from appliance.gateway.inference import Inference
 from appliance.gateway.limits import Allowance
+from appliance.gateway.model_service import ModelService
 from appliance.gateway.ray_console import RayConsole
 from appliance.gateway.routes import ROUTES
 from appliance.gateway.secret_files import ensure_secret, read_secret
@@ -36,14 +37,17 @@ from appliance.registry import Adapter, Job, Registry
 from appliance.tuning.run import RunFolder
 
 _LOG = logging.getLogger(__name__)
-# Serve and the dashboard close an idle connection after 75 s or more; we do so well before, so that
+# The dashboard closes an idle connection after 75 s or more; we do so well before, so that
 # no request is sent into a connection that is being closed.
 _KEEP_ALIVE_S = 15.0
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """What the gateway works with, of the rest of the appliance."""
+    """What the gateway works with, of the rest of the appliance.
+
+    ``serve`` and ``ray`` are the base URLs of Serve's proxy and of Ray's dashboard.
+    """
 
     serve: str
     ray: str
@@ -101,9 +105,10 @@ async def assembled(home: Home, registry: Registry, beside: Neighbours) -> Async
         identities, sessions = Identities(registry.api_keys.authenticate), Sessions()
         serve_key = ensure_secret(environment.serve_key(home))
         token = read_secret(environment.ray_token(home))
-        serve = internal.ServeInternal(session, beside.serve, serve_key)
+        service = ModelService(session, beside.serve, beside.ray, token, serve_key)
+        serve = internal.ServeInternal(service)
         parts = (
-            Inference(session, beside.serve, serve_key, audit),
+            Inference(service, audit),
             RayConsole(session, beside.ray, token),
             Console(identities, sessions, audit),
             FineTuning(registry, jobs),

@@ -1,11 +1,10 @@
 """The Serve application: one replica holding engine and ingress together.
 
-Engine, ingress and listener share a process on purpose: a token goes from the model to the caller
+Engine, ingress and listener share a process on purpose: a token goes from the model to the gateway
 without a hop between Ray workers (direct ingress, ``appliance.cluster.environment.serve``). Serve
-still starts, watches and replaces the replica. Its proxy, which direct ingress does not do without,
-has a port of its own and nothing to do. Access logs are off. Serve's other switches stay at their
-defaults: running the ingress in Serve's own event loop changed neither processor time per token nor
-throughput (``tests/bench/serving.py``).
+still starts, watches and replaces the replica, and its proxy holds requests meanwhile. Access logs
+are off. Serve's other switches stay at their defaults: running the ingress in Serve's own event
+loop changed neither processor time per token nor throughput (``tests/bench/serving.py``).
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ def deploy(config: ServingConfig, progress: Progress) -> None:
     ``ServingUnhealthy``.
     """
     serve.start(
-        http_options=HTTPOptions(host=ports.HOST, port=ports.SERVE_PROXY),
+        http_options=HTTPOptions(host=ports.HOST, port=ports.SERVE),
         logging_config=LoggingConfig(enable_access_log=False),
     )
     with progress.task(_("Loading {0}").format(config.model_name), None, "items"):

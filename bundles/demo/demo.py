@@ -154,9 +154,10 @@ def chat(demo: Demo) -> None:
         key_file = demo.folder / "api-key"
         key_file.touch(mode=0o600)
         key_file.write_text(key)
+        asking = client(demo)
         print("   >>> client.chat.completions.create(model=…, stream=True)\n   ", end="")
         pieces = 0
-        for chunk in client(demo).chat.completions.create(
+        for chunk in asking.chat.completions.create(
             model=BASE,
             messages=[{"role": "user", "content": "Name three fruits."}],
             max_tokens=48,
@@ -165,7 +166,7 @@ def chat(demo: Demo) -> None:
         ):
             text = (chunk.choices[0].delta.content or "") if chunk.choices else ""
             pieces += bool(text)
-            print(text, end="", flush=True)
+            print(text.replace("\n", "\n   "), end="", flush=True)
         print()
         if not pieces:
             sys.exit("The openai client got no text.")

@@ -41,7 +41,7 @@ class Echo:
         return JSONResponse({"replica": outcome})
 
 ray.init(address="auto", log_to_driver=False)
-serve.start(http_options={"host": "127.0.0.1", "port": ports.SERVE_PROXY})
+serve.start(http_options={"host": "127.0.0.1", "port": ports.SERVE})
 serve.run(Echo.bind())
 """
 

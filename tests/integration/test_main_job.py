@@ -12,6 +12,7 @@ import signal
 import ssl
 import subprocess
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -83,7 +84,7 @@ def test_without_a_key_nothing_answers(appliance: Appliance) -> None:
 def test_raw_ports_are_not_reachable_from_outside(appliance: Appliance) -> None:
     import socket
 
-    for port in (8000, 8001, 8265, 6379):
+    for port in (8000, 8100, 8265, 6379):
         with socket.socket() as probe, pytest.raises(OSError):
             probe.settimeout(1)
             probe.connect(("127.0.0.1", port))
@@ -124,3 +125,22 @@ def test_it_comes_back_after_a_kill(appliance: Appliance) -> None:
     assert appliance.sovctl("chat", BASE, "-m", "hello").returncode == 0
     assert appliance.sovctl("chat", f"{BASE}:icd10", "-m", "hello").returncode == 0
     assert appliance.sovctl("audit", "verify").returncode == 0
+
+
+def test_a_question_outlives_the_replica(appliance: Appliance) -> None:
+    """The model server dies; the next question waits for its successor, adapter included."""
+    (replica,) = [
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and _command(entry).startswith(b"ray::ServeReplica:appliance:model")
+    ]
+    os.kill(replica, signal.SIGKILL)
+    answered = appliance.sovctl("chat", f"{BASE}:icd10", "-m", "hello")
+    assert answered.returncode == 0, answered.stderr
+
+
+def _command(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""

@@ -23,6 +23,7 @@ def convert(source: Path, target: Path) -> None:
 
     torch.manual_seed(0)
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     where, name = str(source.parent), source.name
     report("reading the tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
