@@ -47,9 +47,9 @@ def show(console: Console, *, name: str) -> None:
     shown = {key: value for key, value in found.items() if key not in ("card", "loaded")}
     shown[_("served")] = _loaded(found)
     text = fields(shown)
-    evaluation = (found.get("card") or {}).get("evaluation")
-    if evaluation:
-        text += "\n\n" + _evaluation(evaluation)
+    card = found.get("card")
+    if card:
+        text += f"\n\n{fields(_lineage(card))}\n\n{_evaluation(card)}"
     console.result(found, text)
 
 
@@ -104,9 +104,21 @@ def _loaded(adapter: dict[str, Any]) -> str:
     return _("unknown") if loaded is None else _("yes") if loaded else _("no")
 
 
-def _evaluation(evaluation: dict[str, Any]) -> str:
+def _lineage(card: dict[str, Any]) -> dict[str, Any]:
+    """What it was made from, each by digest, and whether what made it could reach anything."""
+    named = {key: f"{card[key]['name']}  {card[key]['digest']}" for key in ("base", "dataset")}
+    sealed = _("yes: loopback only") if card["training"]["no_way_out"] else _("NO")
+    return {
+        **named,
+        "code": f"{card['code']['version']}  {card['code']['digest']}",
+        "config": card["config_digest"],
+        _("trained without a way out"): sealed,
+    }
+
+
+def _evaluation(card: dict[str, Any]) -> str:
     """Before and after, side by side: rates as per cent, losses as they are."""
-    before, after = evaluation.get("before") or {}, evaluation.get("after") or {}
+    before, after = card["before"], card["after"]
     rows = [
         (measure, _figure(measure, before.get(measure)), _figure(measure, value))
         for measure, value in after.items()

@@ -55,13 +55,18 @@ class Figures(_Strict):
 
 
 class Training(_Strict):
-    """How it ran. ``precision`` is that of the frozen base."""
+    """How it ran. ``precision`` is that of the frozen base.
+
+    ``no_way_out``: the process that trained saw a network with loopback only and no route
+    (:attr:`appliance.egress.live.Observation.no_way_out`), when it began and when it was done.
+    """
 
     rows_trained_on: int
     rows_left_out: int
     precision: str
     device: str
     threads: int
+    no_way_out: bool
 
 
 class AdapterCard(_Strict):

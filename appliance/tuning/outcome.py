@@ -29,6 +29,7 @@ class Outcome(BaseModel):
     precision: str
     device: str
     threads: int
+    no_way_out: bool
 
 
 def save_outcome(folder: RunFolder, run: Run, model: Any, outcome: Outcome) -> None:

@@ -34,6 +34,10 @@ def test_tuning_improves_what_it_was_for(appliance: Appliance) -> None:
     best_guess = max(before["chapter_accuracy"], baseline["letter"]["right"])
     assert after["chapter_accuracy"] > best_guess + 0.15
     assert after["category_accuracy"] > baseline["category"]["right"]
+    assert card["training"]["no_way_out"]
+    shown = appliance.sovctl("adapters", "show", "icd10").stdout
+    told = (f"{after['chapter_accuracy']:.1%}", card["dataset"]["digest"], "loopback only")
+    assert all(text in shown for text in told), shown
 
 
 def test_every_step_is_on_the_ledger(appliance: Appliance) -> None:
