@@ -55,6 +55,7 @@ def _under_ray(arguments: argparse.Namespace, temp: Path) -> dict[str, list[floa
         RAY_USAGE_STATS_ENABLED="0",
         RAY_USAGE_STATS_REPORT_URL="http://127.0.0.1:9/",
         HF_HUB_OFFLINE="1",
+        HOME=str(temp),  # Ray leaves a token in ~/.ray, which later clusters would go by
     )
     import ray
     from ray.train import RunConfig, ScalingConfig

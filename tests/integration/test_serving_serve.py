@@ -34,8 +34,13 @@ def test_an_application_is_served_and_the_server_survives_its_replica(tmp_path_f
     (home / "current").symlink_to("releases/r")
     (home / "secrets").mkdir(mode=0o700)
     (home / "secrets" / "serve.key").write_text("a-key")
+    (home / "secrets" / "ray.token").write_text("0" * 64)
     Ledger.create(Home(home), "test.example/serving")
     environment = os.environ | {
+        # Left to itself, Ray looks into ~/.ray for a token and lets that decide.
+        "HOME": str(home),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(home / "secrets" / "ray.token"),
         "RAY_ADDRESS": "127.0.0.1:6379",
         "RAY_USAGE_STATS_ENABLED": "0",
         "HF_HUB_OFFLINE": "1",
