@@ -427,7 +427,7 @@ class Busy(ApplianceError):
 class PreflightFailed(ApplianceError):
     code = "preflight-failed"
     exit_code = ExitCode.PRECONDITION
-    what = N_("This machine is not ready for {bundle}; nothing was changed.")
+    what = N_("This machine is not ready for {bundle}; nothing was installed.")
     why = N_("{findings}")
     fix = N_("{remedy}")
 
