@@ -89,7 +89,8 @@ def serve() -> dict[str, str]:
 
     Through the proxy every token is one more message between Ray processes, which cost a tenth of
     the throughput of eight streams (``tests/bench/serving.py``). Serve gives out ports from the
-    least one on and lets one rest for minutes when its replica is gone, hence the many.
+    least one on and lets one rest for minutes when its replica is gone, hence the many. No period
+    of draining: it is for load balancers outside, which would go on sending to a replica that ends.
     """
     return {
         "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
