@@ -184,9 +184,8 @@ class Installation:
         Raises :class:`HomeNotOurs` before anything is written to a folder that is not ours.
         """
         claim(self._home)
-        if self._bundle.newly_pinned:
-            self._bundle.pin()
-            record(self._home, "trust.pin", {"root": self._bundle.verified.fingerprint.hex})
+        if not plan.pending:
+            self._pin()
         execute(plan, self._acts(), self._go_back, self._journal, progress)
         self._bundle.remember()
 
@@ -210,7 +209,14 @@ class Installation:
         problem = as_error(findings, self._request, self._manifest.platform.python)
         if problem is not None:
             raise problem
+        self._pin()
         self._store.clean()
+
+    def _pin(self) -> None:
+        """Trust whom the operator named; not before this machine is known to be fit."""
+        if self._bundle.newly_pinned:
+            self._bundle.pin()
+            record(self._home, "trust.pin", {"root": self._bundle.verified.fingerprint.hex})
 
     def _blobs(self, progress: Progress) -> None:
         self._bundle.load(progress)

@@ -161,12 +161,14 @@ def main(arguments: list[str]) -> int:
     home, bundle = Home(Path(arguments[0])), Path(arguments[1])
     progress = arm(arguments[3])
     cluster = FakeCluster(home, "--sick" in arguments)
+    ports = [int(option[7:]) for option in arguments if option.startswith("--port=")]
+    request = Request(bundle, port=ports[0] if ports else None)
     try:
         with (
             admit(bundle, home, Fingerprint.parse(arguments[2])) as admitted,
             lock.hold(home, f"install {bundle.name}"),
         ):
-            installation = Installation(home, admitted, Request(bundle), cluster)
+            installation = Installation(home, admitted, request, cluster)
             plan = installation.plan()
             installation.carry_out(plan, progress)
             print("did", *(step.phase for step in plan.pending))

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -205,6 +206,18 @@ def test_another_fingerprint_than_the_pinned_is_refused_and_a_wrong_one_is_not_k
     assert not home.trust.exists()
     assert install(home, first, supplier.fingerprint).returncode == 0
     assert "trust-pin-differs" in install(home, first, "00" * 32).stderr
+
+
+def test_a_machine_that_is_not_fit_trusts_nobody_yet(
+    home: Home, supplier: Supplier, first: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = f"--port={other.getsockname()[1]}"
+        refused = install(home, first, supplier.fingerprint, "none", taken)
+    assert refused.stderr.startswith("port-taken"), refused.stderr
+    assert not home.trust.exists()
+    assert not home.ledger.exists()
+    assert install(home, first, supplier.fingerprint).returncode == 0
 
 
 def test_a_folder_with_other_things_is_not_taken(
