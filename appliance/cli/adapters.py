@@ -105,11 +105,10 @@ def _loaded(adapter: dict[str, Any]) -> str:
 
 
 def _lineage(card: dict[str, Any]) -> dict[str, Any]:
-    """What it was made from, each by digest, and whether what made it could reach anything."""
-    named = {key: f"{card[key]['name']}  {card[key]['digest']}" for key in ("base", "dataset")}
+    """What the record does not say: what it was made with, and whether that had a way out."""
     sealed = _("yes: loopback only") if card["training"]["no_way_out"] else _("NO")
     return {
-        **named,
+        "dataset": card["dataset"]["name"],
         "code": f"{card['code']['version']}  {card['code']['digest']}",
         "config": card["config_digest"],
         _("trained without a way out"): sealed,
