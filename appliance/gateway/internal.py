@@ -60,8 +60,8 @@ class ServeInternal:
         except ValueError as error:
             raise ServiceUnavailable(service="The model service", reason=f"{error}.") from error
 
-    async def _ask(self, method: str, path: str, content: dict[str, Any] | None) -> Any:
-        body = None if content is None else json.dumps(content).encode()
+    async def _ask(self, method: str, path: str, wanted: dict[str, Any] | None) -> Any:
+        body = None if wanted is None else json.dumps(wanted).encode()
         try:
             async with self._service.ask(
                 method, path, headers=_JSON, body=body, within=_TIMEOUT

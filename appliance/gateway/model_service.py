@@ -4,8 +4,8 @@ Serve's replica listens itself (direct ingress) on a port that its controller gi
 ``GET /api/serve/applications/`` of Ray's dashboard (``target_groups``, Ray's interface for load
 balancers). Requests go straight there, because through Serve's proxy each token would be one more
 message between Ray processes. When nobody listens there, they go to the proxy, which holds them
-until Serve has replaced the replica; from then on the controller is asked before each request,
-until it names a replica that answers.
+until Serve has replaced the replica. No request waits for the dashboard: it is asked beside them,
+once a second at most, for as long as no replica is known.
 """
 
 from __future__ import annotations
@@ -18,10 +18,14 @@ from typing import Any
 import aiohttp
 
 _LOOK = aiohttp.ClientTimeout(total=5)
+_LOOK_EVERY_S = 1.0
 
 
 class ModelService:
-    """Requests to the model server. ``proxy`` and ``dashboard`` are base URLs inside the seal."""
+    """Requests to the model server. ``proxy`` and ``dashboard`` are base URLs inside the seal.
+
+    Use as an asynchronous context manager: leaving it ends a search that is under way.
+    """
 
     def __init__(
         self, session: aiohttp.ClientSession, proxy: str, dashboard: str, ray_token: str, key: str
@@ -32,7 +36,15 @@ class ModelService:
         self._authorization = {"Authorization": f"Bearer {ray_token}"}
         self._key = key
         self._replica: str | None = None
-        self._looking = asyncio.Lock()
+        self._search: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> ModelService:
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        if self._search is not None:
+            self._search.cancel()
+            await asyncio.gather(self._search, return_exceptions=True)
 
     @asynccontextmanager
     async def ask(
@@ -55,7 +67,7 @@ class ModelService:
         options: dict[str, Any] = {"headers": passed, "data": body, "allow_redirects": False}
         if within is not None:
             options["timeout"] = within
-        replica = await self._find()
+        replica = self._known_replica()
         try:
             answer = await self._session.request(method, (replica or self._proxy) + path, **options)
         except aiohttp.ClientConnectorError:  # before anything was sent: safe to ask again
@@ -66,13 +78,16 @@ class ModelService:
         async with answer:
             yield answer
 
-    async def _find(self) -> str | None:
-        """The replica's base URL; None while the controller names none."""
-        if self._replica is None:
-            async with self._looking:
-                if self._replica is None:
-                    self._replica = await self._look()
+    def _known_replica(self) -> str | None:
+        """The replica's base URL; None, and a search is under way, while none is known."""
+        if self._replica is None and (self._search is None or self._search.done()):
+            self._search = asyncio.create_task(self._find(), name="replica")
         return self._replica
+
+    async def _find(self) -> None:
+        self._replica = await self._look()
+        if self._replica is None:
+            await asyncio.sleep(_LOOK_EVERY_S)  # until then nobody begins another
 
     def _forget(self, replica: str) -> None:
         if self._replica == replica:

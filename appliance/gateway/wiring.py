@@ -105,7 +105,9 @@ async def assembled(home: Home, registry: Registry, beside: Neighbours) -> Async
         identities, sessions = Identities(registry.api_keys.authenticate), Sessions()
         serve_key = ensure_secret(environment.serve_key(home))
         token = read_secret(environment.ray_token(home))
-        service = ModelService(session, beside.serve, beside.ray, token, serve_key)
+        service = await stack.enter_async_context(
+            ModelService(session, beside.serve, beside.ray, token, serve_key)
+        )
         serve = internal.ServeInternal(service)
         parts = (
             Inference(service, audit),

@@ -5,11 +5,11 @@
 
 Each round sends the same prompts at once to every target in turn: ``bare`` is transformers'
 continuous batching in this process with nothing around it; ``engine`` our engine around it;
-``serve`` the proxy on 127.0.0.1:8000; ``gateway`` the appliance's door. Prints the
-median over rounds of tokens per second (all streams) and of the first token's delay, and their
-ratio and difference to ``bare``. Serving must be up; while one target runs, the others are idle.
-The last column is processor time per token of the processes that serve (this one, or Serve's
-replica and proxy): it says what the way costs also on a machine that is busy with something else.
+``serve`` Serve's proxy on 127.0.0.1:8000; ``gateway`` the appliance's door. Prints the median over
+rounds of tokens per second (all streams) and of the first token's delay, and their ratio and
+difference to ``bare``. Serving must be up; while one target runs, the others are idle. The last
+column is processor time per token of the processes that serve (this one, or Serve's replica and
+proxy): it says what the way costs also on a machine that is busy with something else.
 """
 
 from __future__ import annotations

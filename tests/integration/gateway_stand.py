@@ -59,6 +59,7 @@ class StandIn:
         routes = [
             Route("/v1/{rest:path}", answer, methods=["GET", "POST"]),
             Route("/internal/state", self._state),
+            Route("/api/serve/applications/", self._applications),
             Route("/internal/adapters/{name}", self._adapter, methods=["POST", "DELETE"]),
             Route("/{rest:path}", self._dashboard, methods=["GET", "POST", "PUT", "DELETE"]),
         ]
@@ -102,6 +103,13 @@ class StandIn:
     async def _state(self, request: Request) -> Response:
         pins = [{"name": name, "path": path, "digest": ""} for name, path in self.loaded.items()]
         return JSONResponse({"model": "base", "adapters": pins, "requests": 0})
+
+    async def _applications(self, request: Request) -> Response:
+        """Serve's controller: this server is its own only replica."""
+        name, port = "SERVE_REPLICA::appliance#model#only", request.url.port
+        target = {"name": name, "ip": request.url.hostname, "port": port, "instance_id": ""}
+        group = {"targets": [target], "protocol": "HTTP", "route_prefix": "/"}
+        return JSONResponse({"target_groups": [group]})
 
     async def _adapter(self, request: Request) -> Response:
         name = request.path_params["name"]

@@ -94,6 +94,24 @@ def test_raw_ports_are_not_reachable_from_outside(appliance: Appliance) -> None:
             probe.connect(("127.0.0.1", port))
 
 
+def test_the_gateway_knows_where_serve_listens(appliance: Appliance) -> None:
+    """Ray's real answer, through the dashboard's door, read by what the gateway reads it with."""
+    import httpx
+
+    from appliance.cluster import ports
+    from appliance.gateway.model_service import replica_of
+
+    endpoint = appliance.ask("status")["endpoint"]
+    trusted = ssl.create_default_context(cafile=appliance.home / "tls" / "ca.pem")
+    key = (appliance.home / "secrets" / "operator.key").read_text().strip()
+    with httpx.Client(verify=trusted, trust_env=False, base_url=endpoint) as client:
+        client.post("/login", data={"key": key}, headers={"Origin": endpoint})
+        details = client.get("/ray/api/serve/applications/").json()
+    replica = replica_of(details)
+    assert replica is not None, details
+    assert int(replica.rpartition(":")[2]) in ports.REPLICAS
+
+
 def test_a_tampered_bundle_is_refused_and_nothing_changes(appliance: Appliance) -> None:
     bad = appliance.folder / "bad.tar"
     size = appliance.bundle.stat().st_size
