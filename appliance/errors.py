@@ -242,6 +242,14 @@ class BundleTruncated(ApplianceError):
     fix = N_("Copy it again from its source, then run 'sovctl bundle verify {bundle}'.")
 
 
+class MediumFailed(ApplianceError):
+    code = "medium-failed"
+    exit_code = ExitCode.FAILED
+    what = N_("{bundle} cannot be read to its end.")
+    why = N_("At byte {offset}, in {member}: {reason}. The medium or its connection is failing.")
+    fix = N_("Copy the bundle to another medium, then run the same command again.")
+
+
 class BundleTampered(ApplianceError):
     code = "bundle-tampered"
     exit_code = ExitCode.REFUSED

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from appliance.manifests.bundle import BlobRef, BundleManifest
 
@@ -24,12 +25,22 @@ END = bytes(2 * BLOCK)  # the end-of-archive mark; nothing follows it
 
 MANIFEST = "bundle.json"
 SBOM = "sbom.cdx.json"
+PROVENANCE = "provenance.dsse.json"
+REVOCATIONS = "revocations.json"
+DELTA = "delta.dsse.json"
+ENCRYPTION = "encryption.dsse.json"
+STATEMENTS = frozenset({DELTA, ENCRYPTION})
+"""Members about this copy alone: signed by themselves (``trust.statement``), not TUF targets."""
+
+_SINGLES = (MANIFEST, SBOM, PROVENANCE, REVOCATIONS, DELTA, ENCRYPTION)
 _METADATA = re.compile(
-    r"metadata/(?:([1-9][0-9]{0,3})\.root|(timestamp)|(snapshot)|(targets))\.json"
+    r"metadata/(?:([1-9][0-9]{0,3})\.root|(timestamp)|(snapshot)|(targets)"
+    r"|(adapters)|(datasets)|(models)|(platform))\.json"
 )
 _SIGNATURE = re.compile(r"signatures/([A-Za-z0-9][A-Za-z0-9._-]{0,72})\.oms\.json")
+_UPSTREAM = re.compile(r"upstream/([A-Za-z0-9][A-Za-z0-9._-]{0,72})\.oms\.json")
 
-LIMITS = {"metadata": 1 << 20, "manifest": 1 << 26, "sbom": 1 << 26, "signature": 1 << 24}
+LIMITS = {"metadata": 1 << 20, "single": 1 << 26, "signature": 1 << 24, "upstream": 1 << 24}
 """The most bytes a member before the blobs may have, by what it is; what is read into memory."""
 
 _USTAR_MAX = 8**11 - 1  # bytes a ustar size field can say; above it pax says it
@@ -70,16 +81,20 @@ def padding(size: int) -> int:
 
 
 def signed_members(
-    manifest: BundleManifest, sbom: bytes, signatures: Mapping[str, bytes]
+    manifest: BundleManifest,
+    sbom: bytes,
+    signatures: Mapping[str, bytes],
+    others: Mapping[str, bytes] = MappingProxyType({}),
 ) -> dict[str, bytes]:
     """The members that TUF's targets sign, in their order: name → bytes.
 
-    ``signatures`` maps a model's name to its OMS bundle.
+    ``signatures`` maps a model's name to its OMS bundle; ``others`` are further members by name
+    (``PROVENANCE``, ``REVOCATIONS``, ``upstream/…``).
     """
-    members = {MANIFEST: manifest.canonical(), SBOM: sbom}
-    for model in sorted(signatures):
-        members[f"signatures/{model}.oms.json"] = signatures[model]
-    return members
+    members = {MANIFEST: manifest.canonical(), SBOM: sbom, **others}
+    for model, signature in signatures.items():
+        members[f"signatures/{model}.oms.json"] = signature
+    return {name: members[name] for name in sorted(members, key=front_order)}
 
 
 def metadata_members(metadata: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -91,13 +106,13 @@ def metadata_members(metadata: Mapping[str, bytes]) -> dict[str, bytes]:
 def front_order(name: str) -> tuple[int, int, str]:
     """The sort key of a member before the blobs. Raises ``ValueError`` if none has that name."""
     if match := _METADATA.fullmatch(name):
-        kind = next(i for i in range(1, 5) if match.group(i))
+        kind = next(i for i in range(1, 9) if match.group(i))
         return (0, int(match.group(1)) if kind == 1 else 10_000 + kind, "")
-    if name == MANIFEST:
-        return (1, 0, "")
-    if name == SBOM:
-        return (2, 0, "")
+    if name in _SINGLES:
+        return (1, _SINGLES.index(name), "")
     if _SIGNATURE.fullmatch(name):
+        return (2, 0, name)
+    if _UPSTREAM.fullmatch(name):
         return (3, 0, name)
     raise ValueError(f"no member before the blobs is called {name!r}")
 

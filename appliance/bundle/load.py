@@ -82,7 +82,9 @@ def judge(bundle: BundleReader, verifier: Verifier) -> tuple[ReleaseContent, Ver
     keys = _check_model_signatures(bundle, manifest, verified)
     bundle.check_size()
     bundle.check_end()
-    content = ReleaseContent(manifest, bundle.sbom, bundle.metadata, bundle.signatures, keys)
+    content = ReleaseContent(
+        manifest, bundle.sbom, bundle.metadata, bundle.signatures, keys, bundle.others
+    )
     return content, verified
 
 
@@ -228,7 +230,7 @@ class _Stream:
 
     def _copy(self, member: Place, sink: BlobWriter | _HashOnly) -> None:
         buffer = self._buffer()
-        self._bundle.advise(member.data, member.size, os.POSIX_FADV_SEQUENTIAL)
+        self._bundle.expect(member.data, member.size)
         done = 0
         while done < member.size:
             if self._stop.is_set():

@@ -3,6 +3,7 @@
     with BundleReader(path) as bundle:
         bundle.metadata            # TUF file name → bytes, not yet verified
         bundle.members             # what the targets role signs: member name → bytes
+        bundle.statements          # what is signed about this copy alone: member name → bytes
         bundle.manifest            # parsed bundle.json
         bundle.check_size()        # BundleTruncated / BundleTampered from the layout alone
 
@@ -12,8 +13,6 @@ What is read here is *well-formed*, not *trusted*: give ``metadata`` and ``membe
 
 from __future__ import annotations
 
-import os
-import stat
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -25,6 +24,7 @@ from appliance.bundle.format import (
     END,
     MANIFEST,
     SBOM,
+    STATEMENTS,
     Layout,
     Place,
     front_order,
@@ -35,12 +35,13 @@ from appliance.bundle.format import (
     read_header,
     size_limit,
 )
+from appliance.bundle.medium import EndReached, FileMedium, Medium, ReadFailed
 from appliance.errors import (
     BundleTampered,
     BundleTooNew,
     BundleTruncated,
     BundleUnsigned,
-    FileUnreadable,
+    MediumFailed,
     NotABundle,
 )
 from appliance.manifests.bundle import SCHEMA_VERSION, BundleManifest
@@ -51,33 +52,32 @@ if TYPE_CHECKING:
 
 class BundleReader:
     """One open bundle. Raises :class:`NotABundle`, :class:`BundleUnsigned`,
-    :class:`BundleTruncated`, :class:`BundleTampered` or :class:`FileUnreadable` on opening.
+    :class:`BundleTruncated`, :class:`BundleTampered`, :class:`FileUnreadable` or
+    :class:`MediumFailed` on opening.
 
     Reads go by offset (pread), so any number of threads may share one reader.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._medium: Medium = FileMedium(path)
+        self.size = self._medium.size
         try:
-            # O_NONBLOCK: a named pipe is refused below instead of waited for here.
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:
-            raise FileUnreadable(path=path, reason=error.strerror or str(error)) from error
-        try:
-            status = os.fstat(self._fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise NotABundle(bundle=path, reason="It is not a regular file.")
-            self.size = status.st_size
             self._front, front = self._read_front()
         except BaseException:
-            os.close(self._fd)
+            self._medium.close()
             raise
         self.metadata = {
             name.removeprefix("metadata/"): data
             for name, data in front.items()
             if name.startswith("metadata/")
         }
-        self.members = {n: d for n, d in front.items() if not n.startswith("metadata/")}
+        self.statements = {n: d for n, d in front.items() if n in STATEMENTS}
+        self.members = {
+            name: data
+            for name, data in front.items()
+            if not name.startswith("metadata/") and name not in STATEMENTS
+        }
 
     def __enter__(self) -> BundleReader:
         return self
@@ -92,7 +92,12 @@ class BundleReader:
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._fd)
+        self._medium.close()
+
+    @property
+    def sequential(self) -> bool:
+        """Whether it is to be read forwards, by one thread; see :mod:`appliance.bundle.medium`."""
+        return self._medium.sequential
 
     @property
     def sbom(self) -> bytes:
@@ -104,6 +109,12 @@ class BundleReader:
         """Model name → OMS bundle."""
         models = {model_of(name): data for name, data in self.members.items()}
         return {model: data for model, data in models.items() if model is not None}
+
+    @property
+    def others(self) -> dict[str, bytes]:
+        """Signed members that are neither the manifest, the SBOM nor a model's signature."""
+        known = {MANIFEST, SBOM, *(f"signatures/{model}.oms.json" for model in self.signatures)}
+        return {name: data for name, data in self.members.items() if name not in known}
 
     @cached_property
     def manifest(self) -> BundleManifest:
@@ -152,20 +163,30 @@ class BundleReader:
         return bytes(parts)
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
-        """Fill ``buffer`` from ``offset``. Raises BundleTruncated or FileUnreadable."""
-        done = 0
+        """Fill ``buffer`` from ``offset``. Raises BundleTruncated or MediumFailed."""
         try:
-            while done < len(buffer):
-                count = os.preadv(self._fd, [buffer[done:]], offset + done)
-                if count == 0:
-                    raise self._truncated(offset + len(buffer))
-                done += count
-        except OSError as error:
-            raise FileUnreadable(path=self.path, reason=error.strerror or str(error)) from error
+            self._medium.read_into(buffer, offset)
+        except EndReached as end:
+            raise self._truncated(offset + len(buffer)) from end
+        except ReadFailed as failure:
+            raise MediumFailed(
+                bundle=self.path,
+                member=self._member_at(failure.offset),
+                offset=failure.offset,
+                reason=failure.reason,
+            ) from failure
 
-    def advise(self, offset: int, size: int, advice: int) -> None:
-        """posix_fadvise(2) on the file."""
-        os.posix_fadvise(self._fd, offset, size, advice)
+    def expect(self, offset: int, size: int) -> None:
+        """Say that ``size`` bytes from ``offset`` will be read next, in order."""
+        self._medium.expect(offset, size)
+
+    def _member_at(self, offset: int) -> str:
+        """The member that a byte belongs to, as far as it is known yet."""
+        if not hasattr(self, "_front"):
+            return "its beginning"
+        layout = self.layout
+        members = (*layout.front, *layout.blobs)
+        return next((m.name for m in members if m.header <= offset < m.end), "its end mark")
 
     def tampered(self, member: Place, reason: str) -> BundleTampered:
         """The error that names ``member``."""

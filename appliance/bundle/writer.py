@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from appliance.bundle.format import (
     END,
     Place,
+    front_order,
     header_of,
     metadata_members,
     padding,
@@ -42,18 +43,22 @@ class BundleContent:
     """All of a bundle but its blobs.
 
     ``signatures`` maps a model's name to its OMS bundle; ``metadata`` is what
-    ``trust.repository.Repository.sign`` returned (TUF file name → bytes).
+    ``trust.repository.Repository.sign`` returned (TUF file name → bytes); ``others`` are further
+    members that it signed and ``statements`` those that are signed by themselves, by member name.
     """
 
     manifest: BundleManifest
     sbom: bytes
     signatures: Mapping[str, bytes] = field(default_factory=dict)
     metadata: Mapping[str, bytes] = field(default_factory=dict)
+    others: Mapping[str, bytes] = field(default_factory=dict)
+    statements: Mapping[str, bytes] = field(default_factory=dict)
 
     def members(self) -> dict[str, bytes]:
         """Everything before the blobs, in order: name → bytes."""
-        signed = signed_members(self.manifest, self.sbom, self.signatures)
-        return {**metadata_members(self.metadata), **signed}
+        signed = signed_members(self.manifest, self.sbom, self.signatures, self.others)
+        members = {**metadata_members(self.metadata), **signed, **self.statements}
+        return {name: members[name] for name in sorted(members, key=front_order)}
 
 
 def write(

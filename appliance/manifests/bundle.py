@@ -75,11 +75,35 @@ Size = Annotated[int, Field(ge=0, le=2**53 - 1)]  # what JSON numbers hold exact
 RelativePath = Annotated[str, AfterValidator(check_path)]
 Instant = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
 Attribute = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,63}$")]
-ArtefactKind = Literal["model", "wheelhouse", "dataset"]
+ArtefactKind = Literal["model", "adapter", "dataset", "wheelhouse", "packages", "collections"]
+"""``packages``: an offline apt repository; ``collections``: Ansible collections and roles."""
+
+Role = Literal["models", "adapters", "datasets", "platform"]
+"""Who signs an artefact besides the one who signs the bundle: a role the targets role delegates."""
+
+ROLES: tuple[Role, ...] = ("adapters", "datasets", "models", "platform")
+
+_ROLE_OF: dict[ArtefactKind, Role] = {
+    "model": "models",
+    "adapter": "adapters",
+    "dataset": "datasets",
+    "wheelhouse": "platform",
+    "packages": "platform",
+    "collections": "platform",
+}
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def _canonical(model: BaseModel) -> bytes:
+    # With ASCII keys, strings and whole numbers only, this is RFC 8785 (a test compares), and takes
+    # a tenth of the time of the library, which counts with 100,000 files. Not cached: a cache would
+    # survive ``model_copy(update=…)``.
+    tree = model.model_dump(mode="json")
+    text = json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return text.encode()
 
 
 class BlobRef(_Frozen):
@@ -96,7 +120,7 @@ class BlobRef(_Frozen):
 
 
 class Artefact(_Frozen):
-    """One thing a bundle brings: a model, the wheelhouse or a data set.
+    """One thing a bundle brings: a model, an adapter, a data set, the wheelhouse, …
 
     ``licence`` is an SPDX expression. ``attributes`` are facts for people and for the rooms that
     use the artefact (``base_model``, ``language``, …); nothing security-relevant is read from them.
@@ -113,7 +137,7 @@ class Artefact(_Frozen):
     @model_validator(mode="after")
     def _files_are_apart_and_safe(self) -> Artefact:
         check_paths_apart([file.path for file in self.files])
-        if self.kind == "model":
+        if self.kind in {"model", "adapter"}:
             pickles = [f.path for f in self.files if f.path.lower().endswith(_PICKLES)]
             if pickles:
                 raise ValueError(f"{pickles[0]!r} may be a pickle; weights must be safetensors")
@@ -129,7 +153,25 @@ class Artefact(_Frozen):
         """Where its files go in a release, relative to it."""
         if self.kind == "wheelhouse":
             return "wheelhouse"
-        return f"{self.kind}s/{self.name}"
+        plural = self.kind if self.kind.endswith("s") else f"{self.kind}s"
+        return f"{plural}/{self.name}"
+
+    @property
+    def role(self) -> Role:
+        """The delegated role that must have signed it."""
+        return _ROLE_OF[self.kind]
+
+    @property
+    def target(self) -> str:
+        """The TUF target path it is signed under, such as ``models/smollm2.json``.
+
+        What is signed there is :meth:`canonical`; nobody has to carry that file.
+        """
+        return f"{self.role}/{self.kind}-{self.name}.json"
+
+    def canonical(self) -> bytes:
+        """The one byte string of this artefact (RFC 8785): its element of ``bundle.json``."""
+        return _canonical(self)
 
 
 class Platform(_Frozen):
@@ -182,12 +224,7 @@ class BundleManifest(_Frozen):
 
     def canonical(self) -> bytes:
         """The one byte string of this manifest (RFC 8785)."""
-        # With ASCII keys, strings and whole numbers only, this is RFC 8785 (a test compares), and
-        # takes a tenth of the time of the library, which counts with 100,000 files. Not cached: a
-        # cache would survive ``model_copy(update=…)``.
-        tree = self.model_dump(mode="json")
-        text = json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return text.encode()
+        return _canonical(self)
 
     @property
     def digest(self) -> str:

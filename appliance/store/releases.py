@@ -38,6 +38,7 @@ class ReleaseContent:
 
     ``metadata`` maps file names (``1.root.json``, ``timestamp.json`` …) to bytes; ``signatures``
     maps model names to their OMS bundle, ``signature_keys`` to the PEM public key it verifies with.
+    ``others`` maps the names of further signed members to their bytes.
     """
 
     manifest: BundleManifest
@@ -45,6 +46,7 @@ class ReleaseContent:
     metadata: Mapping[str, bytes] = field(default_factory=dict)
     signatures: Mapping[str, bytes] = field(default_factory=dict)
     signature_keys: Mapping[str, bytes] = field(default_factory=dict)
+    others: Mapping[str, bytes] = field(default_factory=dict)
 
     def files(self) -> dict[str, bytes]:
         """Relative path → bytes of everything written rather than linked."""
@@ -54,6 +56,7 @@ class ReleaseContent:
             **{f"metadata/{name}": data for name, data in self.metadata.items()},
             **{f"signatures/{name}.oms.json": data for name, data in self.signatures.items()},
             **{f"signatures/{name}.pub": data for name, data in self.signature_keys.items()},
+            **self.others,
         }
 
 
