@@ -298,6 +298,22 @@ class BundleTooNew(ApplianceError):
     fix = N_("Update sovctl on this machine, then run it again.")
 
 
+class BundleWithoutRuntime(ApplianceError):
+    code = "bundle-without-runtime"
+    exit_code = ExitCode.USAGE
+    what = N_("{bundle} cannot be installed by itself: it brings no runtime.")
+    why = N_("It holds {content}, to be added to an appliance that runs already.")
+    fix = N_("Run 'sovctl adapters import {bundle}' for adapters; models come with a release.")
+
+
+class NothingToImport(ApplianceError):
+    code = "nothing-to-import"
+    exit_code = ExitCode.USAGE
+    what = N_("{bundle} brings no adapter.")
+    why = N_("It holds {content}.")
+    fix = N_("Run 'sovctl install {bundle}' to install it as a release.")
+
+
 class WrongPlatform(ApplianceError):
     code = "wrong-platform"
     exit_code = ExitCode.PRECONDITION

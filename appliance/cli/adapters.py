@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -17,6 +18,28 @@ from appliance.layout import Home
 @click.group()
 def adapters() -> None:
     """Tuned adapters: show, promote, load, unload, retire."""
+
+
+@adapters.command("import")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@with_console
+def import_(console: Console, *, bundle: Path) -> None:
+    """Register the adapters that BUNDLE brings, once its signatures are verified.
+
+    They come in as evaluated: read their evaluation, then promote them. An installed release's own
+    adapters are registered when it starts and need no import.
+    """
+    from appliance.cli.gateway_client import GatewayClient
+    from appliance.install.additions import bring_in
+
+    home = Home.from_environment()
+    with GatewayClient.from_home(home) as gateway:
+        release, names = bring_in(bundle, home, console)
+        records = [
+            gateway.post("/admin/v1/adapters", {"release": release, "name": name}) for name in names
+        ]
+    text = _("{name} is registered. Look at it with 'sovctl adapters show {name}'.")
+    console.result(records, "\n".join(text.format(name=record["name"]) for record in records))
 
 
 @adapters.command("list")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
@@ -23,18 +24,38 @@ from appliance.registry import Adapter, Registry
 Verb = Callable[[str], Adapter]
 """``tuning.adapters.promote`` or ``retire`` bound to this installation: blocks."""
 
+Bring = Callable[[str, str], Adapter]
+"""``tuning.adapters.bring`` bound to this installation, by release and name: blocks."""
+
 Probe = Callable[[], list[ProbeResult]]
+
+
+class BroughtAdapter(BaseModel):
+    """The body of ``POST /admin/v1/adapters``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    release: str
+    name: str
 
 
 class Adapters:
     """Handlers for adapters."""
 
     def __init__(
-        self, registry: Registry, audit: Audit, serve: ServeInternal, promote: Verb, retire: Verb
+        self,
+        registry: Registry,
+        audit: Audit,
+        serve: ServeInternal,
+        *,
+        bring: Bring,
+        promote: Verb,
+        retire: Verb,
     ) -> None:
         self._registry = registry
         self._audit = audit
         self._serve = serve
+        self._bring = bring
         self._promote = promote
         self._retire = retire
 
@@ -49,6 +70,15 @@ class Adapters:
         record = await self._record(call)
         card = await asyncio.to_thread(_card, Path(record.card_path))
         return JSONResponse({**_described(record, await self._loaded()), "card": card})
+
+    async def adapter_bring(self, call: Call) -> ASGIApp:
+        """Register an adapter that a bundle laid out under ``releases`` brought."""
+        wanted = await call.model(BroughtAdapter)
+        self._audit.demand()
+        record = await asyncio.to_thread(self._bring, wanted.release, wanted.name)
+        subject = {"adapter": record.name, "digest": record.digest, "release": wanted.release}
+        await self._audit.record(Event(call.actor, "adapter.register", subject))
+        return JSONResponse(record.as_json(), 201)
 
     async def adapter_promote(self, call: Call) -> ASGIApp:
         """Allow an adapter to be served."""

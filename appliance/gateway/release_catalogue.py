@@ -16,6 +16,8 @@ from appliance.ledger.event import Event
 from appliance.manifests.bundle import Artefact, BundleManifest
 from appliance.progress import Silent
 from appliance.registry import Model, Registry
+from appliance.store.releases import Release
+from appliance.tuning import adapters
 from appliance.tuning.datasets import import_dataset
 from appliance.tuning.files import tree_digest
 
@@ -24,10 +26,10 @@ ACTOR = "system:gateway"
 
 
 def enter(home: Home, registry: Registry) -> list[Event]:
-    """Make the registry hold the current release's models and data sets.
+    """Make the registry hold the current release's models, data sets and adapters.
 
-    Returns what is new, for the ledger. A data set that cannot be entered is logged and left out:
-    the appliance serves without it.
+    Returns what is new, for the ledger. What cannot be entered is logged and left out: the
+    appliance serves without it.
     """
     manifest = _manifest(home.current)
     if manifest is None:
@@ -43,7 +45,7 @@ def enter(home: Home, registry: Registry) -> list[Event]:
     for artefact in manifest.of_kind("dataset"):
         if known.get(artefact.name) != content_digest(artefact):
             events += _import(home, registry, artefact.name)
-    return events
+    return events + _adapters(home, registry, manifest)
 
 
 def content_digest(artefact: Artefact) -> str:
@@ -62,6 +64,24 @@ def _import(home: Home, registry: Registry, name: str) -> list[Event]:
         _LOG.warning("data set %s of the release is not entered: %s", name, error)
         return []
     return [Event(ACTOR, "dataset.import", {"dataset": name, "digest": dataset.digest})]
+
+
+def _adapters(home: Home, registry: Registry, manifest: BundleManifest) -> list[Event]:
+    """Register the adapters the release brings and this site does not know yet."""
+    release = Release(manifest.release_id, home.releases / manifest.release_id)
+    known = {adapter.name for adapter in registry.adapters.list()}
+    events = []
+    for artefact in manifest.of_kind("adapter"):
+        if artefact.name in known:
+            continue
+        try:
+            record = adapters.bring(home, registry, release, artefact)
+        except ApplianceError as error:
+            _LOG.warning("adapter %s of the release is not entered: %s", artefact.name, error)
+            continue
+        subject = {"adapter": record.name, "digest": record.digest, "release": release.id}
+        events.append(Event(ACTOR, "adapter.register", subject))
+    return events
 
 
 def _manifest(release: Path) -> BundleManifest | None:

@@ -103,6 +103,7 @@ ROUTES: tuple[Route, ...] = (
     _key(_AUDITOR, "GET", "/admin/v1/jobs/{id}/logs", "job_logs"),
     _key(_OPERATOR, "POST", "/admin/v1/jobs/{id}/cancel", "job_cancel"),
     _key(_AUDITOR, "GET", "/admin/v1/adapters", "adapters"),
+    _key(_OPERATOR, "POST", "/admin/v1/adapters", "adapter_bring"),
     _key(_AUDITOR, "GET", "/admin/v1/adapters/{name}", "adapter"),
     _key(_OPERATOR, "POST", "/admin/v1/adapters/{name}/promote", "adapter_promote"),
     _key(_OPERATOR, "POST", "/admin/v1/adapters/{name}/load", "adapter_load"),

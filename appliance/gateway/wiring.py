@@ -14,8 +14,9 @@ from starlette.types import ASGIApp
 
 from appliance.cluster import environment, ports, prove
 from appliance.cluster.jobs import Jobs as ClusterJobs
+from appliance.errors import RecordMissing
 from appliance.gateway import internal, release_catalogue
-from appliance.gateway.adapters_admin import Adapters, Egress, Probe, Verb
+from appliance.gateway.adapters_admin import Adapters, Bring, Egress, Probe, Verb
 from appliance.gateway.admin import Admin
 from appliance.gateway.app import Gateway
 from appliance.gateway.audit import Audit
@@ -34,6 +35,7 @@ from appliance.gateway.tuning_jobs import RayJobs, Register, TuningJobs
 from appliance.layout import Home
 from appliance.ledger.log import Ledger
 from appliance.registry import Adapter, Job, Registry
+from appliance.store.releases import Releases
 from appliance.tuning.run import RunFolder
 
 _LOG = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ class Neighbours:
     ray: str
     jobs: RayJobs
     register: Register
+    bring: Bring
     promote: Verb
     retire: Verb
     probes: Mapping[str, Probe] = field(default_factory=dict)
@@ -71,6 +74,7 @@ def neighbours(home: Home, registry: Registry) -> Neighbours:
         ray=ports.DASHBOARD_URL,
         jobs=ClusterJobs(),
         register=register,
+        bring=lambda release, name: bring(home, registry, release, name),
         promote=lambda name: adapters.promote(home, registry, name),
         retire=lambda name: adapters.retire(home, registry, name),
         probes={
@@ -79,6 +83,21 @@ def neighbours(home: Home, registry: Registry) -> Neighbours:
             "ray-job": lambda: prove.prove_from_ray_job(home),
         },
     )
+
+
+def bring(home: Home, registry: Registry, release_id: str, name: str) -> Adapter:
+    """Register the adapter ``name`` of a release folder; see :func:`tuning.adapters.bring`.
+
+    Raises :class:`ReleaseUnknown`, :class:`ReleaseDamaged` and :class:`RecordMissing` too.
+    """
+    from appliance.tuning import adapters
+
+    release = Releases(home).get(release_id)
+    brought = release.manifest().of_kind("adapter")
+    artefact = next((each for each in brought if each.name == name), None)
+    if artefact is None:
+        raise RecordMissing(kind="adapter", name=name, group="adapters")
+    return adapters.bring(home, registry, release, artefact)
 
 
 @asynccontextmanager
@@ -114,7 +133,14 @@ async def assembled(home: Home, registry: Registry, beside: Neighbours) -> Async
             RayConsole(session, beside.ray, token),
             Console(identities, sessions, audit),
             FineTuning(registry, jobs),
-            Adapters(registry, audit, serve, beside.promote, beside.retire),
+            Adapters(
+                registry,
+                audit,
+                serve,
+                bring=beside.bring,
+                promote=beside.promote,
+                retire=beside.retire,
+            ),
             Egress(audit, serve, beside.probes),
             Admin(
                 home=home,

@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING
 from appliance.bundle.load import RESERVE
 from appliance.errors import (
     ApplianceError,
+    BundleWithoutRuntime,
     InterpreterMissing,
     PortTaken,
     PreflightFailed,
     ReleaseDamaged,
     WrongPlatform,
 )
+from appliance.i18n import _
 from appliance.install import preflight
 from appliance.install.bundle_in import Admitted
 from appliance.install.execute import Act, execute
@@ -72,7 +74,8 @@ def journal_of(home: Home) -> Journal:
 class Installation:
     """One verified bundle meeting one installation.
 
-    Raises :class:`WrongPlatform` at once if the bundle is not for this kind of machine.
+    Raises :class:`WrongPlatform` at once if the bundle is not for this kind of machine, and
+    :class:`BundleWithoutRuntime` if it is an addition to another.
     """
 
     def __init__(
@@ -91,6 +94,9 @@ class Installation:
         self._releases = Releases(home)
         self._journal = journal_of(home)
         here, wanted = Platform.of_this_machine(), self._manifest.platform
+        if not self._manifest.of_kind("wheelhouse"):
+            content = ", ".join(f"{a.kind} {a.name}" for a in self._manifest.artefacts)
+            raise BundleWithoutRuntime(bundle=bundle.path, content=content or _("nothing"))
         if (here.system, here.machine) != (wanted.system, wanted.machine):
             raise WrongPlatform(wanted=wanted, actual=here)
 

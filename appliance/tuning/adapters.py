@@ -37,7 +37,9 @@ from appliance.errors import (
 )
 from appliance.i18n import _
 from appliance.layout import Home
+from appliance.manifests.bundle import Artefact
 from appliance.registry import Adapter, AdapterStatus, Registry
+from appliance.store.releases import Release
 from appliance.trust import keys, model_signature
 from appliance.tuning.card import AdapterCard
 from appliance.tuning.files import (
@@ -96,21 +98,59 @@ def register(home: Home, registry: Registry, run_dir: Path, job_id: str | None =
     """
     folder = RunFolder(run_dir)
     card, files = _finished(folder)
+    return _take(home, registry, folder.result, card, files, job_id=job_id)
+
+
+def bring(home: Home, registry: Registry, release: Release, artefact: Artefact) -> Adapter:
+    """Register an adapter that a verified bundle brought, as *evaluated*. Repeatable.
+
+    The signature it travelled with was the other site's, and the bundle's covers the same files;
+    here it gets this site's, like any other.
+
+    Raises:
+        AdapterRefused: it is not a whole adapter of that name.
+        AdapterKeyUnusable, NameTaken, DiskFull: as for :func:`register`.
+    """
+    name, folder = artefact.name, release.folder / artefact.folder
+    try:
+        files = _exact_files(folder)
+        card = AdapterCard.model_validate_json((folder / CARD).read_bytes())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise AdapterRefused(name=name, reason=_("It is not whole: {0}.").format(reason)) from error
+    brought = {file.path: file.digest for file in artefact.files if file.path != SIGNATURE}
+    if files != brought:
+        raise AdapterRefused(name=name, reason=_("Its files are not the ones the bundle brought."))
+    if card.name != name:
+        raise AdapterRefused(name=name, reason=_("Its card is that of another adapter."))
+    return _take(home, registry, folder, card, files, job_id=None)
+
+
+def _take(
+    home: Home,
+    registry: Registry,
+    source: Path,
+    card: AdapterCard,
+    files: Mapping[str, str],
+    *,
+    job_id: str | None,
+) -> Adapter:
+    """Copy, hash again, sign and record the adapter in ``source``."""
     digest = tree_digest(files)
     target = _place(home, digest)
     key = _load_key(_private_key(home))
     try:
         with staged_folder(home.adapters) as staging:
             for name in files:
-                shutil.copyfile(folder.result / name, staging / name)
+                shutil.copyfile(source / name, staging / name)
             # Signed is what was copied and hashed again, not what the job said it wrote.
             if folder_files(staging) != files:
-                raise AdapterRunIncomplete(path=run_dir, reason=_("Its files changed meanwhile."))
+                raise AdapterRunIncomplete(path=source, reason=_("Its files changed meanwhile."))
             (staging / SIGNATURE).write_bytes(model_signature.sign(_hex(files), key, card.name))
             publish(staging, target)
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise _disk_full(home, folder.result) from error
+            raise _disk_full(home, source) from error
         raise
     return registry.adapters.add(
         Adapter(

@@ -32,7 +32,7 @@ from appliance.cluster.jobs import Job as RayJob
 from appliance.errors import JobUnknown
 from appliance.gateway.limits import Allowance
 from appliance.gateway.server import context, server
-from appliance.gateway.wiring import Neighbours, assembled
+from appliance.gateway.wiring import Neighbours, assembled, bring
 from appliance.layout import Home
 from appliance.ledger.files import LedgerFiles
 from appliance.ledger.log import Ledger
@@ -218,6 +218,7 @@ def stand(
             ray=upstream,
             jobs=jobs,
             register=lambda folder, job: _register(registry, folder, job),
+            bring=lambda release, name: bring(home, registry, release, name),
             promote=lambda name: registry.adapters.set_status(name, AdapterStatus.PROMOTED),
             retire=lambda name: registry.adapters.set_status(name, AdapterStatus.RETIRED),
             allowance=allowance or Allowance(),

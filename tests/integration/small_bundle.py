@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.bundle.writer import BundleContent, write
-from appliance.manifests.bundle import Artefact, BlobRef, BundleManifest, Platform
+from appliance.manifests.bundle import Artefact, ArtefactKind, BlobRef, BundleManifest, Platform
 from appliance.progress import Silent
 from appliance.store.blobs import Store
 from appliance.trust.repository import Repository, Threshold
@@ -52,26 +52,42 @@ class Supplier:
             lock += f"tiny{number}=={version} --hash=sha256:{hashlib.sha256(data).hexdigest()}\n"
         files.append(_file(store, "requirements.lock", lock.encode()))
         rows = _file(store, "train.jsonl", version.encode() + bytes(payload))
+        artefacts = (
+            Artefact(
+                kind="wheelhouse", name="runtime", version="1", licence="MIT", files=tuple(files)
+            ),
+            Artefact(kind="dataset", name="rows", version="1", licence="MIT", files=(rows,)),
+        )
+        return self._write(name, "small", version, artefacts, platform)
+
+    def addition(self, name: str, kind: ArtefactKind, folder: Path) -> Path:
+        """Write ``<name>.tar`` with one artefact ``name``, the files of ``folder``; no runtime."""
+        store = Store(self.folder / "store")
+        files = tuple(_file(store, p.name, p.read_bytes()) for p in sorted(folder.iterdir()))
+        artefact = Artefact(kind=kind, name=name, version="1", licence="MIT", files=files)
+        return self._write(name, f"addition-{name}", "1", (artefact,), None)
+
+    def _write(
+        self,
+        file: str,
+        name: str,
+        version: str,
+        artefacts: tuple[Artefact, ...],
+        platform: Platform | None,
+    ) -> Path:
+        store = Store(self.folder / "store")
         manifest = BundleManifest(
             schema_version=1,
-            name="small",
+            name=name,
             version=version,
             created="2026-11-01T00:00:00Z",
             platform=platform or Platform.of_this_machine(),
-            artefacts=(
-                Artefact(
-                    kind="wheelhouse", name="runtime", version="1", licence="MIT",
-                    files=tuple(files),
-                ),
-                Artefact(
-                    kind="dataset", name="rows", version="1", licence="MIT", files=(rows,)
-                ),
-            ),
-        )  # fmt: skip
+            artefacts=artefacts,
+        )
         unsigned = BundleContent(manifest, _SBOM)
         members = {n: d for n, d in unsigned.members().items() if not n.startswith("metadata/")}
-        content = BundleContent(manifest, _SBOM, metadata=self.repository.sign("small", members))
-        path = self.folder / f"{name}.tar"
+        content = BundleContent(manifest, _SBOM, metadata=self.repository.sign(name, members))
+        path = self.folder / f"{file}.tar"
         write(path, content, store.path, Silent())
         return path
 

@@ -13,16 +13,21 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from gateway_stand import Stand, stand
+from small_bundle import Supplier
 
 from appliance.egress.probe import ProbeResult
+from appliance.manifests.tuning import TuningSpec
 from appliance.registry import Model
-from appliance.tuning.run import RunFolder, line
+from appliance.tuning import adapters
+from appliance.tuning.card import Figures, Training, describe
+from appliance.tuning.run import Resolved, Run, RunFolder, line
 
 SPEC = {"name": "icd10", "base": "base", "dataset": "rows", "steps": 4, "warmup_steps": 1}
 SOVCTL = Path(sys.executable).with_name("sovctl")
@@ -104,6 +109,52 @@ def test_only_what_is_staged_can_be_imported(running: Stand, path: str) -> None:
         answer = client.post("/admin/v1/datasets", json={"name": "x", "path": path})
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "request-malformed"
+
+
+def test_an_adapter_from_another_site_is_registered_here(running: Stand, tmp_path: Path) -> None:
+    made = adapter_files(tmp_path / "made")
+    adapters.ensure_signing_key(running.home)
+    supplier = Supplier.at(tmp_path / "supplier")
+    bundle = supplier.addition("icd10", "adapter", made)
+    assert "trust-not-pinned" in sovctl(running, "adapters", "import", str(bundle)).stderr
+    assert sovctl(running, "trust", "pin", supplier.fingerprint).returncode == 0
+    assert "bundle-without-runtime" in sovctl(running, "plan", str(bundle)).stderr
+    for _twice in range(2):
+        done = sovctl(running, "adapters", "import", str(bundle), "--json")
+        assert done.returncode == 0, done.stderr
+        (record,) = json.loads(done.stdout)
+        assert (record["name"], record["status"]) == ("icd10", "evaluated")
+    assert adapters.promote(running.home, running.registry, "icd10").status.value == "promoted"
+    entry = running.ledger("adapter.register")[0]
+    assert entry["subject"]["release"].startswith("addition-icd10-1-")
+
+    rows_only = supplier.addition("mine", "dataset", made)
+    assert "nothing-to-import" in sovctl(running, "adapters", "import", str(rows_only)).stderr
+    misnamed = supplier.addition("other", "adapter", made)
+    refused = sovctl(running, "adapters", "import", str(misnamed))
+    assert (refused.returncode, "adapter-refused" in refused.stderr) == (3, True)
+
+
+def adapter_files(folder: Path) -> Path:
+    """An adapter as a tuning run leaves it, without having been trained."""
+    digest = "sha256:" + "b" * 64
+    run = Run(
+        spec=TuningSpec.model_validate(SPEC),
+        base=Resolved(name="base", path=folder, digest=digest),
+        dataset=Resolved(name="rows", path=folder, digest=digest),
+        threads=1,
+    )
+    training = Training(
+        rows_trained_on=1, rows_left_out=0, precision="float32", device="cpu", threads=1,
+        no_way_out=True,
+    )  # fmt: skip
+    figures = Figures(rows=1, loss=1.0)
+    folder.mkdir()
+    card = describe(run, training, figures, figures, datetime(2026, 11, 24, tzinfo=UTC))
+    (folder / "card.json").write_bytes(card.to_bytes())
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    return folder
 
 
 def test_a_job_from_submission_to_a_served_adapter(running: Stand, tmp_path: Path) -> None:
