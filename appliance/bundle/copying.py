@@ -151,7 +151,7 @@ def _carry(source: Source, target: Path, progress: Progress) -> Copied:
         for segment, digest in fresh:
             if _digest_at(fd, segment, t) != digest:
                 raise CopyDamaged(path=partial, member=segment.name)
-    os.rename(partial, target)
+    partial.rename(target)
     sync_folder(target.parent)
     return Copied(target, size, size - written, written)
 
@@ -226,7 +226,7 @@ def _adopt(source: Source, target: Path, partial: Path) -> None:
         begins = file.read(start) == expected
     if size > source.medium.size or not begins:
         raise TargetTaken(path=target, reason=_("It is another file, not a part of this copy."))
-    os.rename(target, partial)
+    target.rename(partial)
 
 
 @contextmanager

@@ -323,9 +323,10 @@ class BundleReader:
         return Place(name, size, offset, offset + BLOCK)
 
     def _refuse_header(self, before: Place | None, reason: str) -> NoReturn:
-        if before is None:
+        if before is None and self.medium.statement is None:
             raise NotABundle(bundle=self.path, reason=f"At its start {reason}.")
-        raise self._tampered(f"the header after {before.name}", reason)
+        where = f"the header after {before.name}" if before else "the first header"
+        raise self._tampered(where, reason)
 
     def _check_complete(self, front: dict[str, bytes]) -> None:
         if not any(name.startswith("metadata/") for name in front):
