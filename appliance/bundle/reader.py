@@ -2,6 +2,7 @@
 
     with BundleReader(path) as bundle:
         bundle.metadata            # TUF file name → bytes, not yet verified
+        bundle.front               # every member before the blobs: name → bytes
         bundle.members             # what the targets role signs: member name → bytes
         bundle.statements          # what is signed about this copy alone: member name → bytes
         bundle.manifest            # parsed bundle.json
@@ -20,9 +21,13 @@ from typing import TYPE_CHECKING, NoReturn
 from pydantic import ValidationError
 
 from appliance.bundle.format import (
+    AGE,
     BLOCK,
+    DELTA,
+    ENCRYPTION,
     END,
     MANIFEST,
+    PLAIN,
     SBOM,
     STATEMENTS,
     Layout,
@@ -31,11 +36,12 @@ from appliance.bundle.format import (
     header_of,
     model_of,
     padding,
-    place,
+    place_named,
     read_header,
     size_limit,
 )
-from appliance.bundle.medium import EndReached, FileMedium, Medium, ReadFailed
+from appliance.bundle.medium import EndReached, ReadFailed
+from appliance.bundle.opening import Opening, open_medium
 from appliance.errors import (
     BundleTampered,
     BundleTooNew,
@@ -44,10 +50,14 @@ from appliance.errors import (
     MediumFailed,
     NotABundle,
 )
-from appliance.manifests.bundle import SCHEMA_VERSION, BundleManifest
+from appliance.manifests.bundle import SCHEMA_VERSION, BlobRef, BundleManifest
+from appliance.manifests.transport import DeltaStatement, EncryptionStatement, PartIndex
+from appliance.trust import statement as dsse
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from appliance.trust.verifier import Verified
 
 
 class BundleReader:
@@ -58,24 +68,24 @@ class BundleReader:
     Reads go by offset (pread), so any number of threads may share one reader.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, opening: Opening | None = None) -> None:
         self.path = path
-        self._medium: Medium = FileMedium(path)
-        self.size = self._medium.size
+        self.medium = open_medium(path, opening or Opening())
+        self.size = self.medium.size
         try:
-            self._front, front = self._read_front()
+            self._front, self.front = self._read_front()
         except BaseException:
-            self._medium.close()
+            self.medium.close()
             raise
         self.metadata = {
             name.removeprefix("metadata/"): data
-            for name, data in front.items()
+            for name, data in self.front.items()
             if name.startswith("metadata/")
         }
-        self.statements = {n: d for n, d in front.items() if n in STATEMENTS}
+        self.statements = {n: d for n, d in self.front.items() if n in STATEMENTS}
         self.members = {
             name: data
-            for name, data in front.items()
+            for name, data in self.front.items()
             if not name.startswith("metadata/") and name not in STATEMENTS
         }
 
@@ -92,12 +102,12 @@ class BundleReader:
 
     def close(self) -> None:
         """Close the file."""
-        self._medium.close()
+        self.medium.close()
 
     @property
     def sequential(self) -> bool:
         """Whether it is to be read forwards, by one thread; see :mod:`appliance.bundle.medium`."""
-        return self._medium.sequential
+        return self.medium.sequential
 
     @property
     def sbom(self) -> bytes:
@@ -134,9 +144,93 @@ class BundleReader:
             raise self._tampered(MANIFEST, str(error)) from error
 
     @cached_property
+    def delta(self) -> DeltaStatement | None:
+        """What a delta leaves out; None for a full bundle. Raises :class:`BundleTampered`."""
+        if DELTA not in self.statements:
+            return None
+        try:
+            payload = dsse.payload(self.statements[DELTA], DeltaStatement.TYPE)
+            delta = DeltaStatement.parse(payload)
+            if delta.bundle != self.manifest.digest:
+                raise ValueError("it is about another bundle")
+            if not set(delta.left_out) <= {blob.hex for blob in self.manifest.blobs()}:
+                raise ValueError("it leaves out what the bundle does not list")
+        except ValueError as error:
+            raise self._tampered(DELTA, str(error).splitlines()[0]) from error
+        return delta
+
+    @cached_property
+    def encryption(self) -> EncryptionStatement | None:
+        """Which age file carries each blob; None for a bundle in clear. Raises BundleTampered."""
+        if ENCRYPTION not in self.statements:
+            return None
+        try:
+            payload = dsse.payload(self.statements[ENCRYPTION], EncryptionStatement.TYPE)
+            encryption = EncryptionStatement.parse(payload)
+            if encryption.bundle != self.manifest.digest:
+                raise ValueError("it is about another bundle")
+            if [each.blob for each in encryption.blobs] != [blob.hex for blob in self.carried]:
+                raise ValueError("it is not about the blobs that the bundle carries")
+        except ValueError as error:
+            raise self._tampered(ENCRYPTION, str(error).splitlines()[0]) from error
+        return encryption
+
+    @cached_property
+    def carried(self) -> tuple[BlobRef, ...]:
+        """The blobs that are in this file, sorted by digest: all, but for what a delta omits."""
+        blobs = self.manifest.blobs()
+        if self.delta is None:
+            return blobs
+        left_out = set(self.delta.left_out)
+        return tuple(blob for blob in blobs if blob.hex not in left_out)
+
+    @cached_property
+    def left_out(self) -> tuple[BlobRef, ...]:
+        """The blobs that are not in this file because the delta's base has them."""
+        carried = {blob.digest for blob in self.carried}
+        return tuple(blob for blob in self.manifest.blobs() if blob.digest not in carried)
+
+    @cached_property
+    def blob_of(self) -> dict[str, BlobRef]:
+        """A blob's member name → the blob (in clear) that it carries, in the tar's order."""
+        if self.encryption is None:
+            return {f"{PLAIN}{blob.hex}": blob for blob in self.carried}
+        pairs = zip(self.encryption.blobs, self.carried, strict=True)
+        names = {f"{AGE}{each.cipher}": blob for each, blob in pairs}
+        return {name: names[name] for name in sorted(names)}
+
+    @cached_property
     def layout(self) -> Layout:
-        """Where everything lies, computed from the manifest."""
-        return place([(member.name, member.size) for member in self._front], self.manifest.blobs())
+        """Where everything lies, computed from the manifest and the statements."""
+        sizes = {name: blob.size for name, blob in self.blob_of.items()}
+        if self.encryption is not None:
+            sizes = {f"{AGE}{each.cipher}": each.size for each in self.encryption.blobs}
+        front = [(member.name, member.size) for member in self._front]
+        return place_named(front, [(name, sizes[name]) for name in self.blob_of])
+
+    def check_statements(self, verified: Verified) -> None:
+        """Verify what is said about this copy: delta, encryption, the index of its parts.
+
+        Raises :class:`BundleTampered`, which names the statement.
+        """
+        types = {DELTA: DeltaStatement.TYPE, ENCRYPTION: EncryptionStatement.TYPE}
+        signed = [(name, data, types[name]) for name, data in self.statements.items()]
+        if self.medium.statement is not None:
+            signed.append(("the index of its parts", self.medium.statement, PartIndex.TYPE))
+        for name, data, kind in signed:
+            try:
+                verified.statement(data, kind)
+            except dsse.StatementInvalid as error:
+                raise self._tampered(name, str(error)) from error
+        self._check_index()
+
+    def _check_index(self) -> None:
+        """The index of the parts, if there are any, is about this bundle."""
+        if self.medium.statement is None:
+            return
+        index = PartIndex.parse(dsse.payload(self.medium.statement, PartIndex.TYPE))
+        if index.bundle is not None and index.bundle.digest != self.manifest.digest:
+            raise self._tampered("the index of its parts", "it is about another bundle")
 
     def check_size(self) -> None:
         """Compare the file's size with the layout: truncation costs no reading to find."""
@@ -145,11 +239,16 @@ class BundleReader:
         if self.size > self.layout.size:
             raise self._tampered("its end", f"{self.size - self.layout.size} bytes too many")
 
-    def check_frame(self, member: Place) -> None:
-        """Compare a blob's header and padding with the only bytes they may be."""
+    def check_header(self, member: Place) -> None:
+        """Compare a blob's header with the only bytes it may be."""
         if self.read(member.header, member.data - member.header) != header_of(member):
             raise self._tampered(member.name, "its header is not in its one allowed form")
-        self._check_padding(member)
+
+    def check_padding(self, member: Place) -> None:
+        """Compare the bytes after a member with the only ones they may be: zeros."""
+        count = padding(member.size)
+        if self.read(member.data + member.size, count) != bytes(count):
+            raise self._tampered(member.name, "its padding is not zero")
 
     def check_end(self) -> None:
         """Compare the end-of-archive mark with the only bytes it may be."""
@@ -165,7 +264,7 @@ class BundleReader:
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill ``buffer`` from ``offset``. Raises BundleTruncated or MediumFailed."""
         try:
-            self._medium.read_into(buffer, offset)
+            self.medium.read_into(buffer, offset)
         except EndReached as end:
             raise self._truncated(offset + len(buffer)) from end
         except ReadFailed as failure:
@@ -178,7 +277,7 @@ class BundleReader:
 
     def expect(self, offset: int, size: int) -> None:
         """Say that ``size`` bytes from ``offset`` will be read next, in order."""
-        self._medium.expect(offset, size)
+        self.medium.expect(offset, size)
 
     def _member_at(self, offset: int) -> str:
         """The member that a byte belongs to, as far as it is known yet."""
@@ -205,7 +304,7 @@ class BundleReader:
                 break
             member = self._front_member(block, offset, places[-1] if places else None)
             front[member.name] = self.read(member.data, member.size)
-            self._check_padding(member)
+            self.check_padding(member)
             places.append(member)
             offset = member.end
         self._check_complete(front)
@@ -224,9 +323,10 @@ class BundleReader:
         return Place(name, size, offset, offset + BLOCK)
 
     def _refuse_header(self, before: Place | None, reason: str) -> NoReturn:
-        if before is None:
+        if before is None and self.medium.statement is None:
             raise NotABundle(bundle=self.path, reason=f"At its start {reason}.")
-        raise self._tampered(f"the header after {before.name}", reason)
+        where = f"the header after {before.name}" if before else "the first header"
+        raise self._tampered(where, reason)
 
     def _check_complete(self, front: dict[str, bytes]) -> None:
         if not any(name.startswith("metadata/") for name in front):
@@ -234,11 +334,6 @@ class BundleReader:
         for needed in (MANIFEST, SBOM):
             if needed not in front:
                 raise self._tampered(needed, "it is missing")
-
-    def _check_padding(self, member: Place) -> None:
-        count = padding(member.size)
-        if self.read(member.data + member.size, count) != bytes(count):
-            raise self._tampered(member.name, "its padding is not zero")
 
     def _tampered(self, member: str, reason: str) -> BundleTampered:
         return BundleTampered(bundle=self.path, member=member, reason=reason)
