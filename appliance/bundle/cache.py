@@ -28,6 +28,7 @@ import rfc8785
 
 from appliance.errors import PermissionRefused
 from appliance.i18n import _
+from appliance.store.space import full_disk, is_full
 
 if TYPE_CHECKING:
     from appliance.progress import Task
@@ -62,6 +63,8 @@ class BuildCache:
             for folder in (self.wheels, self._made, self._scratch):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            if is_full(error):
+                raise
             raise PermissionRefused(
                 path=root, action=_("used as build cache"), reason=error.strerror or error
             ) from error
@@ -84,10 +87,11 @@ class BuildCache:
     @classmethod
     def from_environment(cls) -> BuildCache:
         """The cache the environment names; see the module's first lines."""
-        if explicit := os.environ.get("SOVCTL_CACHE"):
-            return cls(Path(explicit).expanduser().absolute())
         base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        return cls(Path(base).expanduser().absolute() / "sovctl")
+        named = os.environ.get("SOVCTL_CACHE") or f"{base}/sovctl"
+        root = Path(named).expanduser().absolute()
+        with full_disk(root, None, _("The build cache lies there.")):
+            return cls(root)
 
     def digest(self, path: Path, task: Task) -> Digested:
         """SHA-256 of a file: from the record if size, mtime and inode are as recorded, else read.

@@ -17,7 +17,6 @@ import hashlib
 import hmac
 import mmap
 import os
-import shutil
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -27,11 +26,12 @@ from typing import TYPE_CHECKING
 
 from appliance.bundle.format import Place
 from appliance.bundle.reader import BundleReader
-from appliance.errors import BundleTampered, DiskFull, WrongPlatform
+from appliance.errors import BundleTampered, WrongPlatform
 from appliance.i18n import _
 from appliance.manifests.bundle import BundleManifest, Platform
 from appliance.store.blobs import BlobMismatch, BlobWriter, Store
 from appliance.store.releases import ReleaseContent
+from appliance.store.space import require
 from appliance.trust.keys import canonical_public_pem
 from appliance.trust.model_signature import ModelSignatureInvalid
 from appliance.trust.model_signature import verify as verify_model
@@ -115,7 +115,9 @@ def load(path: Path, store: Store, verifier: Verifier, progress: Progress) -> Lo
             (present if here else missing).append(member)
         needed = sum(member.size for member in missing)
         total = sum(member.size for member in bundle.layout.blobs)
-        _require_space(store.root, needed)
+        new = [(_digest(member), member.size) for member in missing]
+        reason = _("The bundle's blobs are new here, and some room must stay for running it.")
+        require([store.files_of(new, RESERVE)], reason)
         for member in present:
             bundle.check_frame(member)
         with store.batch(), progress.task(_("Verifying and loading"), needed, "bytes") as task:
@@ -149,24 +151,6 @@ def _check_model_signatures(
             raise BundleTampered(bundle=bundle.path, member=member, reason=reason)
         keys[name] = key
     return keys
-
-
-def _require_space(folder: Path, needed: int) -> None:
-    """Raise :class:`DiskFull` before anything is written, if it would not fit."""
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if needed and needed + RESERVE > free:
-        raise DiskFull(
-            path=folder,
-            needed=_gigabytes(needed + RESERVE),
-            free=_gigabytes(free),
-            reason=_("The bundle's blobs are new here, and some room must stay for running it."),
-        )
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"
 
 
 class _HashOnly:
@@ -231,7 +215,7 @@ class _Stream:
     def _copy(self, member: Place, sink: BlobWriter | _HashOnly) -> None:
         buffer = self._buffer()
         self._bundle.expect(member.data, member.size)
-        done = 0
+        done = member.size if self._clone(member, sink) else 0
         while done < member.size:
             if self._stop.is_set():
                 return
@@ -244,6 +228,18 @@ class _Stream:
             sink.commit()
         except BlobMismatch as error:
             raise self._bundle.tampered(member, "its digest is not the signed one") from error
+
+    def _clone(self, member: Place, sink: BlobWriter | _HashOnly) -> bool:
+        """Whether the store could share the bundle's own blocks; see ``BlobWriter.clone_from``."""
+        source = self._bundle.descriptor
+        if source is None or not isinstance(sink, BlobWriter):
+            return False
+
+        def proceed(count: int) -> bool:
+            self._task.advance(count)
+            return not self._stop.is_set()
+
+        return sink.clone_from(source, member.data, proceed)
 
     def _buffer(self) -> memoryview:
         """This thread's page-aligned buffer."""

@@ -100,6 +100,11 @@ class BundleReader:
         return self._medium.sequential
 
     @property
+    def descriptor(self) -> int | None:
+        """The open file, where the bundle's bytes are those of one file."""
+        return self._medium.descriptor if isinstance(self._medium, FileMedium) else None
+
+    @property
     def sbom(self) -> bytes:
         """The CycloneDX bill of materials."""
         return self.members[SBOM]
