@@ -11,6 +11,7 @@ Removing the folder is always safe.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -19,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 _CHUNK = 4 << 20
 # A file changed twice within one tick of the file system's clock would keep its mtime.
 _SETTLED_NS = 50_000_000
-_ABANDONED_S = 86_400
 
 Inputs = Mapping[str, str | int | Sequence[str]]
 """What decides the content of something made: digests, versions, seeds."""
@@ -162,20 +162,26 @@ class BuildCache:
         return final
 
     def _sweep(self) -> None:
-        """Remove what builds that were killed left behind, once nobody can still be using it."""
-        for folder in self._scratch.iterdir():
-            with suppress(OSError):
-                if folder.stat().st_mtime < time.time() - _ABANDONED_S:
+        """Remove what builds that were killed left behind; one at work holds its folder's lock."""
+        with _locked(self._gate, fcntl.LOCK_EX):
+            for folder in self._scratch.iterdir():
+                with suppress(OSError), _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
                     shutil.rmtree(folder, ignore_errors=True)
+
+    @property
+    def _gate(self) -> Path:
+        """What is locked while a scratch folder has no lock of its own yet: the cache's folder."""
+        return self.root
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """A temporary folder on the cache's own file system."""
-        folder = Path(tempfile.mkdtemp(dir=self._scratch))
-        try:
+        with ExitStack() as held:
+            with _locked(self._gate, fcntl.LOCK_SH):  # nobody sweeps between making and locking
+                folder = Path(tempfile.mkdtemp(dir=self._scratch))
+                held.callback(shutil.rmtree, folder, ignore_errors=True)
+                held.enter_context(_locked(folder, fcntl.LOCK_EX))
             yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def add_wheel(self, path: Path, hex_digest: str) -> Path:
         """Move a file whose digest is known into the cache; return where it is."""
@@ -183,6 +189,17 @@ class BuildCache:
         final.parent.mkdir(exist_ok=True)
         path.replace(final)
         return final
+
+
+@contextmanager
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    """flock(2) a folder. Raises ``BlockingIOError`` where ``how`` does not wait."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _state(path: Path) -> str:

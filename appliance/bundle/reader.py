@@ -62,8 +62,11 @@ class BundleReader:
         self.path = path
         self._medium: Medium = FileMedium(path)
         self.size = self._medium.size
+        self._front: list[Place] = []
+        self._complete = False
         try:
-            self._front, front = self._read_front()
+            front = self._read_front()
+            self._complete = True
         except BaseException:
             self._medium.close()
             raise
@@ -187,8 +190,9 @@ class BundleReader:
 
     def _member_at(self, offset: int) -> str:
         """The member that a byte belongs to, as far as it is known yet."""
-        if not hasattr(self, "_front"):
-            return "its beginning"
+        if not self._complete:
+            before = self._front[-1].name if self._front else None
+            return f"the member after {before}" if before else "its beginning"
         layout = self.layout
         members = (*layout.front, *layout.blobs)
         return next((m.name for m in members if m.header <= offset < m.end), "its end mark")
@@ -197,12 +201,12 @@ class BundleReader:
         """The error that names ``member``."""
         return self._tampered(member.name, reason)
 
-    def _read_front(self) -> tuple[list[Place], dict[str, bytes]]:
+    def _read_front(self) -> dict[str, bytes]:
         """Members up to the first blob or the end mark."""
         if self.size < BLOCK:
             raise NotABundle(bundle=self.path, reason="It is too short to be one.")
         front: dict[str, bytes] = {}
-        places: list[Place] = []
+        places = self._front
         offset = 0
         while True:
             block = self.read(offset, BLOCK)
@@ -214,7 +218,7 @@ class BundleReader:
             places.append(member)
             offset = member.end
         self._check_complete(front)
-        return places, front
+        return front
 
     def _front_member(self, block: bytes, offset: int, before: Place | None) -> Place:
         try:
