@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from appliance.bundle.sources import gguf, icd10cm, paths, wheelhouse
 from appliance.bundle.sources.desk import Desk, Made
 from appliance.bundle.sources.pins import read_lock
 from appliance.bundle.writer import BundleContent, write
-from appliance.errors import DiskFull, EpochInvalid, FileUnreadable, PermissionRefused
+from appliance.errors import EpochInvalid, FileUnreadable, PermissionRefused
 from appliance.i18n import _
 from appliance.manifests.bundle import Artefact, BlobRef, BundleManifest
 from appliance.manifests.document import load
@@ -42,13 +41,12 @@ from appliance.manifests.recipe import (
     PypiSource,
     Recipe,
 )
+from appliance.store.space import full_disk
 from appliance.trust import model_signature
 from appliance.trust.repository import Repository
 
 if TYPE_CHECKING:
     from appliance.progress import Progress
-
-_SPARE = 64 << 20  # bytes: headers, padding, and not filling a disk to the brim
 
 _MAKERS: Mapping[type, Callable[[ArtefactRecipe, Any, Desk], Made]] = {
     PathSource: paths.make,
@@ -88,7 +86,8 @@ def build(
         progress=progress,
         local_builds=recipe.local_builds,
     )
-    made = [_MAKERS[type(part.source)](part, part.source, desk) for part in recipe.artefacts]
+    with full_disk(cache.root, None, _("The disk filled up while the bundle's parts were made.")):
+        made = [_MAKERS[type(part.source)](part, part.source, desk) for part in recipe.artefacts]
     manifest = manifest_of(recipe, made, desk)
     where = {f"sha256:{f.content.hex}": f.content.location for m in made for f in m.files}
     bill = sbom.bill_of(manifest, where)
@@ -111,9 +110,9 @@ def _write_once(
     if cache.is_output(out, front):
         progress.say(_("{path} is already this bundle.").format(path=out))
         return
-    _check_space(out.parent, sum(blob.size for blob in content.manifest.blobs()))
     write(out, content, where.__getitem__, progress)
-    cache.remember_output(out, front)
+    with full_disk(cache.root, None, _("The bundle is written; only the cache could not note it.")):
+        cache.remember_output(out, front)
 
 
 def manifest_of(recipe: Recipe, made: Sequence[Made], desk: Desk) -> BundleManifest:
@@ -192,17 +191,6 @@ def _model_signature(artefact: Artefact, key: EllipticCurvePrivateKey, cache: Bu
 
 def _write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
-
-
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed + _SPARE:
-        raise DiskFull(
-            path=folder,
-            needed=f"{needed / 1e9:.2f} GB",
-            free=f"{free / 1e9:.2f} GB",
-            reason=_("The bundle is written beside its final name, then renamed."),
-        )
 
 
 def _check_writable(folder: Path) -> None:

@@ -11,6 +11,7 @@ Removing the folder is always safe.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -19,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ import rfc8785
 
 from appliance.errors import PermissionRefused
 from appliance.i18n import _
+from appliance.store.space import full_disk, is_full
 
 if TYPE_CHECKING:
     from appliance.progress import Task
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
 _CHUNK = 4 << 20
 # A file changed twice within one tick of the file system's clock would keep its mtime.
 _SETTLED_NS = 50_000_000
-_ABANDONED_S = 86_400
 
 Inputs = Mapping[str, str | int | Sequence[str]]
 """What decides the content of something made: digests, versions, seeds."""
@@ -62,6 +63,8 @@ class BuildCache:
             for folder in (self.wheels, self._made, self._scratch):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            if is_full(error):
+                raise
             raise PermissionRefused(
                 path=root, action=_("used as build cache"), reason=error.strerror or error
             ) from error
@@ -84,10 +87,11 @@ class BuildCache:
     @classmethod
     def from_environment(cls) -> BuildCache:
         """The cache the environment names; see the module's first lines."""
-        if explicit := os.environ.get("SOVCTL_CACHE"):
-            return cls(Path(explicit).expanduser().absolute())
         base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        return cls(Path(base).expanduser().absolute() / "sovctl")
+        named = os.environ.get("SOVCTL_CACHE") or f"{base}/sovctl"
+        root = Path(named).expanduser().absolute()
+        with full_disk(root, None, _("The build cache lies there.")):
+            return cls(root)
 
     def digest(self, path: Path, task: Task) -> Digested:
         """SHA-256 of a file: from the record if size, mtime and inode are as recorded, else read.
@@ -158,20 +162,26 @@ class BuildCache:
         return final
 
     def _sweep(self) -> None:
-        """Remove what builds that were killed left behind, once nobody can still be using it."""
-        for folder in self._scratch.iterdir():
-            with suppress(OSError):
-                if folder.stat().st_mtime < time.time() - _ABANDONED_S:
+        """Remove what builds that were killed left behind; one at work holds its folder's lock."""
+        with _locked(self._gate, fcntl.LOCK_EX):
+            for folder in self._scratch.iterdir():
+                with suppress(OSError), _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
                     shutil.rmtree(folder, ignore_errors=True)
+
+    @property
+    def _gate(self) -> Path:
+        """What is locked while a scratch folder has no lock of its own yet: the cache's folder."""
+        return self.root
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """A temporary folder on the cache's own file system."""
-        folder = Path(tempfile.mkdtemp(dir=self._scratch))
-        try:
+        with ExitStack() as held:
+            with _locked(self._gate, fcntl.LOCK_SH):  # nobody sweeps between making and locking
+                folder = Path(tempfile.mkdtemp(dir=self._scratch))
+                held.callback(shutil.rmtree, folder, ignore_errors=True)
+                held.enter_context(_locked(folder, fcntl.LOCK_EX))
             yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def add_wheel(self, path: Path, hex_digest: str) -> Path:
         """Move a file whose digest is known into the cache; return where it is."""
@@ -179,6 +189,17 @@ class BuildCache:
         final.parent.mkdir(exist_ok=True)
         path.replace(final)
         return final
+
+
+@contextmanager
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    """flock(2) a folder. Raises ``BlockingIOError`` where ``how`` does not wait."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _state(path: Path) -> str:

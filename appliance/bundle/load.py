@@ -20,7 +20,6 @@ import hashlib
 import hmac
 import mmap
 import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -35,7 +34,6 @@ from appliance.bundle.reader import BundleReader
 from appliance.errors import (
     BaseMissing,
     BundleTampered,
-    DiskFull,
     IdentityNeeded,
     IdentityRefused,
     WrongPlatform,
@@ -44,6 +42,7 @@ from appliance.i18n import _
 from appliance.manifests.bundle import BundleManifest, Platform
 from appliance.store.blobs import BlobMismatch, BlobWriter, Store
 from appliance.store.releases import ReleaseContent
+from appliance.store.space import require
 from appliance.trust.keys import canonical_public_pem
 from appliance.trust.model_signature import ModelSignatureInvalid
 from appliance.trust.model_signature import verify as verify_model
@@ -145,7 +144,9 @@ def load(
         identities = _identities(bundle, opening)
         if missing and bundle.encryption is not None and identities is None:
             raise IdentityNeeded(bundle=path)
-        _require_space(store.root, needed)
+        new = [(blob_of[member.name].digest, blob_of[member.name].size) for member in missing]
+        reason = _("The bundle's blobs are new here, and some room must stay for running it.")
+        require([store.files_of(new, RESERVE)], reason)
         size = sum(member.size for member in missing)
         with store.batch(), progress.task(_("Verifying and loading"), size, "bytes") as task:
 
@@ -201,24 +202,6 @@ def _check_model_signatures(
             raise BundleTampered(bundle=bundle.path, member=member, reason=reason)
         keys[name] = key
     return keys
-
-
-def _require_space(folder: Path, needed: int) -> None:
-    """Raise :class:`DiskFull` before anything is written, if it would not fit."""
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if needed and needed + RESERVE > free:
-        raise DiskFull(
-            path=folder,
-            needed=_gigabytes(needed + RESERVE),
-            free=_gigabytes(free),
-            reason=_("The bundle's blobs are new here, and some room must stay for running it."),
-        )
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"
 
 
 class _HashOnly:
@@ -295,13 +278,10 @@ class _Stream:
             raise
 
     def _copy(self, member: Place, sink: BlobWriter | _HashOnly) -> None:
-        read = self._pieces(member)
-        pieces: Iterator[bytes | memoryview] = read
         try:
-            if self._identities is not None:
-                pieces = self._identities.decrypt(self._as_signed(member, read), member.size)
-            for piece in pieces:
-                sink.write(piece)
+            if not self._clone(member, sink):
+                for piece in self._content(member):
+                    sink.write(piece)
             if self._stop.is_set():
                 return
             self._bundle.check_padding(member)
@@ -316,6 +296,12 @@ class _Stream:
                 path = self._identities.path
                 raise IdentityRefused(bundle=self._bundle.path, path=path) from error
             raise self._bundle.tampered(member, "it cannot be decrypted") from error
+
+    def _content(self, member: Place) -> Iterator[bytes | memoryview]:
+        """The bytes of the blob that ``member`` carries, in clear."""
+        if self._identities is None:
+            return self._pieces(member)
+        return self._identities.decrypt(self._as_signed(member, self._pieces(member)), member.size)
 
     def _pieces(self, member: Place) -> Iterator[memoryview]:
         """The bytes of ``member``, each piece good until the next; fewer once it is to stop."""
@@ -339,6 +325,18 @@ class _Stream:
             return
         if not hmac.compare_digest(digest.hexdigest(), member.hex):
             raise self._bundle.tampered(member, "its digest is not the signed one")
+
+    def _clone(self, member: Place, sink: BlobWriter | _HashOnly) -> bool:
+        """Whether the store could share the bundle's own blocks; see ``BlobWriter.clone_from``."""
+        source = self._bundle.descriptor
+        if source is None or self._identities is not None or not isinstance(sink, BlobWriter):
+            return False
+
+        def proceed(count: int) -> bool:
+            self._task.advance(count)
+            return not self._stop.is_set()
+
+        return sink.clone_from(source, member.data, proceed)
 
     def _buffer(self) -> memoryview:
         """This thread's page-aligned buffer."""

@@ -68,6 +68,11 @@ class FileMedium:
             raise NotABundle(bundle=path, reason="It is not a regular file.")
         self.size = status.st_size
 
+    @property
+    def descriptor(self) -> int:
+        """The open file, for ioctl_ficlonerange(2)."""
+        return self._fd
+
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill ``buffer`` from ``offset``; see :class:`Medium`."""
         done = 0

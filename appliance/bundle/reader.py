@@ -40,7 +40,7 @@ from appliance.bundle.format import (
     read_header,
     size_limit,
 )
-from appliance.bundle.medium import EndReached, ReadFailed
+from appliance.bundle.medium import EndReached, FileMedium, ReadFailed
 from appliance.bundle.opening import Opening, open_medium
 from appliance.errors import (
     BundleTampered,
@@ -72,8 +72,11 @@ class BundleReader:
         self.path = path
         self.medium = open_medium(path, opening or Opening())
         self.size = self.medium.size
+        self._front: list[Place] = []
+        self._complete = False
         try:
-            self._front, self.front = self._read_front()
+            self.front = self._read_front()
+            self._complete = True
         except BaseException:
             self.medium.close()
             raise
@@ -108,6 +111,11 @@ class BundleReader:
     def sequential(self) -> bool:
         """Whether it is to be read forwards, by one thread; see :mod:`appliance.bundle.medium`."""
         return self.medium.sequential
+
+    @property
+    def descriptor(self) -> int | None:
+        """The open file, where the bundle's bytes are those of one file."""
+        return self.medium.descriptor if isinstance(self.medium, FileMedium) else None
 
     @property
     def sbom(self) -> bytes:
@@ -281,8 +289,9 @@ class BundleReader:
 
     def _member_at(self, offset: int) -> str:
         """The member that a byte belongs to, as far as it is known yet."""
-        if not hasattr(self, "_front"):
-            return "its beginning"
+        if not self._complete:
+            before = self._front[-1].name if self._front else None
+            return f"the member after {before}" if before else "its beginning"
         layout = self.layout
         members = (*layout.front, *layout.blobs)
         return next((m.name for m in members if m.header <= offset < m.end), "its end mark")
@@ -291,12 +300,12 @@ class BundleReader:
         """The error that names ``member``."""
         return self._tampered(member.name, reason)
 
-    def _read_front(self) -> tuple[list[Place], dict[str, bytes]]:
+    def _read_front(self) -> dict[str, bytes]:
         """Members up to the first blob or the end mark."""
         if self.size < BLOCK:
             raise NotABundle(bundle=self.path, reason="It is too short to be one.")
         front: dict[str, bytes] = {}
-        places: list[Place] = []
+        places = self._front
         offset = 0
         while True:
             block = self.read(offset, BLOCK)
@@ -308,7 +317,7 @@ class BundleReader:
             places.append(member)
             offset = member.end
         self._check_complete(front)
-        return places, front
+        return front
 
     def _front_member(self, block: bytes, offset: int, before: Place | None) -> Place:
         try:

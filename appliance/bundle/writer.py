@@ -9,14 +9,19 @@ The same content always gives the same bytes.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import glob
 import hashlib
 import os
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from appliance.bundle.format import (
+    ALIGNMENT,
     END,
     Place,
     front_order,
@@ -27,15 +32,15 @@ from appliance.bundle.format import (
     signed_members,
     size_limit,
 )
+from appliance.bundle.lanes import Lane, lanes, run
 from appliance.errors import BlobMissing
 from appliance.i18n import _
 from appliance.manifests.bundle import BundleManifest
 from appliance.store.blobs import sync_folder
+from appliance.store.space import Files, full_disk, preallocate, require
 
 if TYPE_CHECKING:
     from appliance.progress import Progress, Task
-
-_CHUNK = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,8 @@ def write(
 
     ``locate`` maps ``sha256:<hex>`` to the file that holds it (``Store.path``). Each blob is hashed
     while it is copied: :class:`BlobMissing` if one is absent or is not what the manifest says.
+    :class:`DiskFull` if it does not fit, before anything is written; and if the disk fills up
+    nevertheless, after what was written is removed.
     """
     members = content.members()
     for name, data in members.items():
@@ -75,23 +82,36 @@ def write(
             raise ValueError(f"{name} has {len(data)} bytes, more than a reader takes")
     blobs = content.manifest.blobs()
     layout = place([(name, len(data)) for name, data in members.items()], blobs)
-    partial = path.with_name(f".{path.name}.partial")
+    _sweep(path)
+    require(
+        [Files(path.parent, (layout.size,))],
+        _("The bundle is written beside its final name, then renamed."),
+    )
+    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(8)}")
+    reason = _("The disk filled up while the bundle was being written; what was written is gone.")
     try:
         with (
-            partial.open("wb") as out,
+            full_disk(path.parent, layout.size, reason),
+            _Output(partial, layout.size) as out,
             progress.task(_("Writing the bundle"), layout.size, "bytes") as task,
         ):
             for member in layout.front:
                 data = members[member.name]
-                out.write(header_of(member) + data + bytes(padding(member.size)))
+                out.put(header_of(member) + data + bytes(padding(member.size)), member.header)
                 task.advance(member.end - member.header)
-            for member, blob in zip(layout.blobs, blobs, strict=True):
-                out.write(header_of(member))
-                _copy(locate(blob.digest), member, out, path, task)
-                out.write(bytes(padding(member.size)))
-            out.write(END)
-            out.flush()
-            os.fsync(out.fileno())
+            jobs = [
+                _Job(member, locate(blob.digest), path)
+                for member, blob in zip(layout.blobs, blobs, strict=True)
+            ]
+            # In order and alone where the output grows: what such file systems do best.
+            run(
+                jobs,
+                lambda job, lane: _copy(job, out, lane, task),
+                lambda job: job.member.size if out.preallocated else -job.member.header,
+                lanes() if out.preallocated else 1,
+            )
+            out.put(END, layout.end)
+            out.sync()
         partial.replace(path)
         sync_folder(path.parent)
     finally:
@@ -99,19 +119,121 @@ def write(
     return layout.size
 
 
-def _copy(source: Path, member: Place, out: BinaryIO, bundle: Path, task: Task) -> None:
-    expected = member.name.rpartition("/")[2]
+def _sweep(path: Path) -> None:
+    """Remove what writers of ``path`` that were killed left behind; one at work holds a lock."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
+        with contextlib.suppress(FileNotFoundError, BlockingIOError), leftover.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One blob to copy from the file ``source`` into ``bundle``."""
+
+    member: Place
+    source: Path
+    bundle: Path
+
+    def missing(self, reason: str) -> BlobMissing:
+        """The error that names the source and says why."""
+        return BlobMissing(bundle=self.bundle, blob=self.source, reason=reason)
+
+
+class _Output:
+    """The file being written, by offset: any number of threads may put bytes at a time.
+
+    Whole pages of data go past the page cache where the file system can, the rest through it.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._path = path
+        self._size = size
+
+    def __enter__(self) -> _Output:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._fd = self._direct = os.open(self._path, flags, 0o666)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            self.preallocated = preallocate(self._fd, self._size)
+            if self.preallocated:
+                with contextlib.suppress(OSError):
+                    self._direct = os.open(self._path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in {self._fd, self._direct}:
+            os.close(descriptor)
+
+    def put(self, data: bytes | memoryview, offset: int) -> None:
+        """Write ``data`` at ``offset``."""
+        self._put(self._fd, memoryview(data), offset)
+
+    def put_aligned(self, data: memoryview, offset: int) -> None:
+        """Write page-aligned ``data`` at ``offset``, a multiple of the alignment."""
+        whole = len(data) - len(data) % ALIGNMENT
+        self._put(self._direct, data[:whole], offset)
+        self._put(self._fd, data[whole:], offset + whole)
+
+    def _put(self, descriptor: int, data: memoryview, offset: int) -> None:
+        while data.nbytes:
+            count = os.pwrite(descriptor, data, offset)
+            data, offset = data[count:], offset + count
+            if count % ALIGNMENT:
+                descriptor = self._fd
+
+    def sync(self) -> None:
+        """Return once all of it is on the disk."""
+        os.fsync(self._fd)
+
+
+def _copy(job: _Job, out: _Output, lane: Lane, task: Task) -> None:
+    """Copy and hash one blob, between its header and its padding."""
+    member = job.member
+    out.put(header_of(member), member.header)
     digest = hashlib.sha256()
-    size = 0
-    try:
-        with source.open("rb", buffering=0) as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-                size += len(chunk)
-                out.write(chunk)
-                task.advance(len(chunk))
-    except FileNotFoundError as error:
-        raise BlobMissing(bundle=bundle, blob=source, reason="The file is missing.") from error
-    if size != member.size or digest.hexdigest() != expected:
-        reason = "Its content is not what its digest says."
-        raise BlobMissing(bundle=bundle, blob=source, reason=reason)
+    done = 0
+    with _Source(job) as source:
+        while not lane.stopped and (count := source.read_into(lane.buffer, done)):
+            chunk = lane.buffer[:count]
+            if done + count > member.size:
+                raise job.missing(_("It is longer than its digest says."))
+            digest.update(chunk)
+            put = out.put if done % ALIGNMENT else out.put_aligned
+            put(chunk, member.data + done)
+            done += count
+            task.advance(count)
+    if lane.stopped:
+        return
+    if done != member.size or digest.hexdigest() != member.name.rpartition("/")[2]:
+        raise job.missing(_("Its content is not what its digest says."))
+    out.put(bytes(padding(member.size)), member.data + member.size)
+
+
+class _Source:
+    """A file a blob is read from; what goes wrong with it is said about *it*, with the offset."""
+
+    def __init__(self, job: _Job) -> None:
+        self._job = job
+
+    def __enter__(self) -> _Source:
+        try:
+            self._fd = os.open(self._job.source, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise self._job.missing(f"{error.strerror}.") from error
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        """Bytes read at ``offset``; 0 at the end. Raises :class:`BlobMissing`."""
+        try:
+            return os.preadv(self._fd, [buffer], offset)
+        except OSError as error:
+            reason = _("At byte {offset}: {reason}.").format(offset=offset, reason=error.strerror)
+            raise self._job.missing(reason) from error

@@ -35,7 +35,7 @@ from appliance.install.execute import Act, execute
 from appliance.install.home import claim
 from appliance.install.journal import Journal
 from appliance.install.plan import BundleFacts, Installed, Phase, Plan, Wish, make_plan
-from appliance.install.preflight import Finding, Needs, Space
+from appliance.install.preflight import Finding, Needs
 from appliance.install.runtime import (
     UNPACK_FACTOR,
     Interpreter,
@@ -44,9 +44,10 @@ from appliance.install.runtime import (
     is_complete,
 )
 from appliance.install.secrets import ensure_secrets, has_secrets, record
-from appliance.manifests.bundle import Platform
+from appliance.manifests.bundle import BlobRef, Platform
 from appliance.store.blobs import Store
 from appliance.store.releases import Release, Releases
+from appliance.store.space import Files
 
 if TYPE_CHECKING:
     from appliance.install.local import Cluster
@@ -137,7 +138,7 @@ class Installation:
         runtime_ready = release is not None and is_complete(release)
         return Installed(
             missing_blobs=len(missing),
-            missing_bytes=sum(missing),
+            missing_bytes=sum(blob.size for blob in missing),
             runtime_bytes=0 if runtime_ready else self._runtime_estimate,
             release_ready=release is not None,
             runtime_ready=runtime_ready,
@@ -150,9 +151,9 @@ class Installation:
         )
 
     @property
-    def _missing(self) -> list[int]:
-        """Sizes of the blobs that are not in the store."""
-        return [b.size for b in self._manifest.blobs() if not self._store.has(b.digest, b.size)]
+    def _missing(self) -> list[BlobRef]:
+        """The blobs that are not in the store."""
+        return [b for b in self._manifest.blobs() if not self._store.has(b.digest, b.size)]
 
     @property
     def _wheel_bytes(self) -> int:
@@ -167,16 +168,17 @@ class Installation:
         return find_interpreter(self._manifest.platform.python)
 
     def _needs(self) -> Needs:
-        store = preflight.file_system(self._home.store)
         release = self._releases.find(self.release_id)
-        blobs = sum(preflight.on_disk(size, store.block) for size in self._missing)
         runtime = 0 if release and is_complete(release) else self._runtime_estimate
-        space = [Space(self._home.store, blobs), Space(self._home.releases, runtime + RESERVE)]
+        space = (
+            self._store.files_of([(b.digest, b.size) for b in self._missing]),
+            Files(self._home.releases, (runtime,), reserve=RESERVE),
+        )
         runs = self._cluster.port() is not None
         return Needs(
             platform=self._manifest.platform,
             created=datetime.fromisoformat(self._manifest.created),
-            space=tuple(space),
+            space=space,
             port=None if runs else self._request.port,
             seal_wanted=self._request.sealed,
             may_start=self._request.start,

@@ -8,9 +8,7 @@ folders of one installation may lie on different disks.
 from __future__ import annotations
 
 import os
-import shutil
 import socket
-from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +18,8 @@ from appliance.egress.seal import check_supported
 from appliance.errors import ApplianceError
 from appliance.i18n import _
 from appliance.manifests.bundle import Platform
+from appliance.store.space import Files, FileSystem, predict
+from appliance.store.space import look as look_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,30 +42,12 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Space:
-    """``size`` bytes that will be written below ``path``."""
-
-    path: Path
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class FileSystem:
-    """A file system some of the paths lie on: its free bytes for us, its block size in bytes."""
-
-    device: int
-    mounted_near: Path
-    free: int
-    block: int
-
-
-@dataclass(frozen=True, slots=True)
 class Needs:
     """What a bundle and the operator ask of the machine. ``port`` None: any free one will do."""
 
     platform: Platform
     created: datetime
-    space: tuple[Space, ...]
+    space: tuple[Files, ...]
     port: int | None
     seal_wanted: bool
     may_start: bool
@@ -138,21 +120,13 @@ def _judge_seal(needs: Needs, machine: Machine) -> Finding:
 
 
 def _judge_space(needs: Needs, machine: Machine) -> Iterable[Finding]:
-    wanted: dict[int, int] = defaultdict(int)
-    near: dict[int, FileSystem] = {}
-    for space, system in zip(needs.space, machine.file_systems, strict=True):
-        wanted[system.device] += space.size
-        near.setdefault(system.device, system)
-    for device, size in wanted.items():
-        system = near[device]
-        text = _("{size} bytes needed in {path}, {free} free").format(
-            size=size, path=system.mounted_near, free=system.free
-        )
-        if size > system.free:
-            remedy = _("Free {count} bytes there, or set SOVCTL_HOME to a larger disk.")
-            yield Finding("disk", "fail", text, remedy.format(count=size - system.free))
+    for room in predict(list(zip(needs.space, machine.file_systems, strict=True))):
+        if room.fits:
+            yield Finding("disk", "pass", str(room))
         else:
-            yield Finding("disk", "pass", text)
+            remedy = _("Free {count} bytes there, or set SOVCTL_HOME to a larger disk.")
+            lacking = max(room.needed - room.system.free, 0)
+            yield Finding("disk", "fail", str(room), remedy.format(count=lacking))
 
 
 def _judge_memory(machine: Machine) -> Finding:
@@ -212,24 +186,8 @@ def look(needs: Needs, python: Path | None) -> Machine:
         seal_error=_seal_error() if needs.seal_wanted else None,
         port_free=needs.port is None or is_port_free(needs.port),
         now=datetime.now(UTC),
-        file_systems=tuple(file_system(space.path) for space in needs.space),
+        file_systems=tuple(look_at(files.folder) for files in needs.space),
     )
-
-
-def file_system(path: Path) -> FileSystem:
-    """The file system ``path`` lies on, or would lie on."""
-    existing = path
-    while not existing.exists():
-        existing = existing.parent
-    status = os.statvfs(existing)
-    return FileSystem(
-        existing.stat().st_dev, existing, status.f_bavail * status.f_frsize, status.f_frsize
-    )
-
-
-def on_disk(size: int, block: int) -> int:
-    """Bytes a file of ``size`` bytes takes on a disk of ``block``-byte blocks."""
-    return -(-size // block) * block
 
 
 def is_port_free(port: int) -> bool:
@@ -278,4 +236,4 @@ def _cpu_flags() -> frozenset[str]:
 
 def free_bytes(path: Path) -> int:
     """Bytes an ordinary user may still write below ``path``."""
-    return shutil.disk_usage(file_system(path).mounted_near).free
+    return look_at(path).free

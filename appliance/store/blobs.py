@@ -12,7 +12,9 @@ because a release's files are hard links to them and share their inode.
     store.link_out(digest, release / "models/m/config.json")
 
 Large blobs are written past the page cache (O_DIRECT) where the file system can: that costs a third
-of the processor time, and a bundle of 200 GB does not push everything else out of memory.
+of the processor time, and a bundle of 200 GB does not push everything else out of memory. Where the
+store shares XFS or btrfs with the file a blob comes from, its blocks are shared instead of copied
+(:meth:`BlobWriter.clone_from`), and what is hashed is what then lies in the store.
 
 A blob being written is a file under ``tmp/`` locked with flock(2); :meth:`Store.clean` removes
 those whose writer is gone, so a kill -9 leaves nothing behind for longer than until the next run.
@@ -28,12 +30,14 @@ import hmac
 import os
 import re
 import secrets
-import shutil
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from appliance.errors import DiskFull, StoreDamaged
+from appliance.errors import StoreDamaged
+from appliance.i18n import _
+from appliance.store.space import Files, full_disk, preallocate
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -41,6 +45,9 @@ if TYPE_CHECKING:
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _CHUNK = 4 << 20
 _DIRECT_FROM = 1 << 20  # bytes; smaller blobs gain nothing from O_DIRECT
+_CLONE_FROM = 1 << 16  # bytes; below it, one write is cheaper than sharing blocks
+_CLONE_UNIT = 4096  # bytes; XFS's and btrfs's usual block, and a bundle's alignment
+_FICLONERANGE = 0x4020940D  # linux/fs.h: _IOW(0x94, 13, struct file_clone_range)
 
 
 class BlobMismatch(ValueError):
@@ -83,6 +90,16 @@ class Store:
         except FileNotFoundError:
             return False
         return status.st_size == size
+
+    def files_of(self, blobs: Iterable[tuple[str, int]], reserve: int = 0) -> Files:
+        """What writing these new blobs (digest, bytes) will take here; see ``store.space``."""
+        known = list(blobs)
+        folders = {self.path(digest).parent for digest, _size in known}
+        new = sum(not folder.is_dir() for folder in folders)
+        own = (self.root, self.root / "sha256", self._unfinished)
+        if known:
+            new += sum(not folder.is_dir() for folder in own)
+        return Files(self.root, [size for _digest, size in known], new, reserve)
 
     def writer(self, digest: str, size: int) -> BlobWriter:
         """Begin writing the blob ``digest`` of ``size`` bytes; see :class:`BlobWriter`."""
@@ -193,22 +210,58 @@ class BlobWriter:
         self._direct = False
 
     def __enter__(self) -> BlobWriter:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._fd = os.open(self._path, flags, 0o600)
+        with self._disk_full():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._fd = os.open(self._path, flags, 0o600)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX)
-            if self._size >= _DIRECT_FROM:
-                self._prepare_direct()
         except BaseException:
             self.__exit__(None, None, None)
             raise
         return self
 
+    def clone_from(self, source: int, offset: int, proceed: Callable[[int], bool]) -> bool:
+        """Share the blob's blocks with the open file ``source``, where it begins at ``offset``.
+
+        Only where both lie on one file system that can (FICLONERANGE, ioctl_ficlonerange(2)), and
+        ``offset`` is a multiple of 4096. Then what lies in the *store* is read back and hashed,
+        ``proceed`` hears of its bytes and may stop it by saying False, and only :meth:`commit` is
+        left to do. False: nothing is here; :meth:`write` it.
+        """
+        shared = self._size - self._size % _CLONE_UNIT
+        if self._written or self._size < _CLONE_FROM or offset % _CLONE_UNIT:
+            return False
+        try:
+            request = struct.pack("=qQQQ", source, offset, shared, 0)
+            fcntl.ioctl(self._fd, _FICLONERANGE, request)
+            tail = os.pread(source, self._size - shared, offset + shared)
+            os.pwrite(self._fd, tail, shared)
+            if self._hash_own(proceed):
+                return True
+        except OSError:
+            pass
+        # Another file system, no room to share, blocks that cannot be read: the plain way works,
+        # or says what is wrong with which member.
+        os.ftruncate(self._fd, 0)
+        self._hash, self._written = hashlib.sha256(), 0
+        return False
+
+    def _hash_own(self, proceed: Callable[[int], bool]) -> bool:
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        buffer = memoryview(bytearray(_CHUNK))
+        while count := os.preadv(self._fd, [buffer], self._written):
+            self._hash.update(buffer[:count])
+            # Nobody reads it again soon: a bundle larger than memory pushes nothing out of it.
+            os.posix_fadvise(self._fd, self._written, count, os.POSIX_FADV_DONTNEED)
+            self._written += count
+            if not proceed(count):
+                return False
+        return True
+
     def _prepare_direct(self) -> None:
         """Reserve the space and leave the page cache, as far as this file system can."""
-        with self._disk_full(), _where_supported():
-            os.posix_fallocate(self._fd, 0, self._size)
+        preallocate(self._fd, self._size)
         with _where_supported():
             fcntl.fcntl(self._fd, fcntl.F_SETFL, os.O_DIRECT)
             self._direct = True
@@ -221,9 +274,11 @@ class BlobWriter:
         view = memoryview(data)
         if self._written + view.nbytes > self._size:
             raise BlobMismatch(f"{self._digest} is longer than {self._size} bytes")
-        self._hash.update(view)
-        self._written += view.nbytes
         with self._disk_full():
+            if not self._written and self._size >= _DIRECT_FROM:
+                self._prepare_direct()
+            self._hash.update(view)
+            self._written += view.nbytes
             while view.nbytes:
                 view = view[self._write_some(view) :]
 
@@ -238,33 +293,24 @@ class BlobWriter:
         fcntl.fcntl(self._fd, fcntl.F_SETFL, 0)
         return os.write(self._fd, view)
 
-    @contextlib.contextmanager
-    def _disk_full(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-                raise
-            raise DiskFull(
-                path=self._store.root,
-                needed=f"{self._size} bytes",
-                free=f"{shutil.disk_usage(self._path.parent).free} bytes",
-                reason="The disk filled up while a blob was being written.",
-            ) from error
+    def _disk_full(self) -> contextlib.AbstractContextManager[None]:
+        reason = _("The disk filled up while a blob was being written; nothing of it was kept.")
+        return full_disk(self._store.root, self._size, reason)
 
     def commit(self) -> None:
         """Give the blob its name. Raises :class:`BlobMismatch` if it is not what was announced."""
         actual = "sha256:" + self._hash.hexdigest()
         if self._written != self._size or not hmac.compare_digest(actual, self._digest):
             raise BlobMismatch(f"{self._digest} was announced, {actual} was written")
-        os.fchmod(self._fd, 0o444)
-        os.fsync(self._fd)
-        target = self._store.path(self._digest)
-        if not target.parent.is_dir():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            self._store._sync(target.parent.parent)
-        self._path.replace(target)
-        self._store._sync(target.parent)
+        with self._disk_full():
+            os.fchmod(self._fd, 0o444)
+            os.fsync(self._fd)
+            target = self._store.path(self._digest)
+            if not target.parent.is_dir():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self._store._sync(target.parent.parent)
+            self._path.replace(target)
+            self._store._sync(target.parent)
 
     def __exit__(
         self,

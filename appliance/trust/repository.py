@@ -252,8 +252,14 @@ class Repository:
                 root.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
                 if metadata.signed.expires - at < self._lifetimes.bundle / 2:
                     return None
+            # A kill between two of these files leaves valid ones that do not belong together.
+            timestamp = Metadata[Timestamp].from_bytes(kept["timestamp.json"]).signed
+            timestamp.snapshot_meta.verify_length_and_hashes(kept["snapshot.json"])
+            snapshot = Metadata[Snapshot].from_bytes(kept["snapshot.json"]).signed
+            for name, meta in snapshot.meta.items():
+                meta.verify_length_and_hashes((folder / name).read_bytes())
             before = Metadata[Targets].from_bytes(kept["targets.json"]).signed.targets
-        except RepositoryError:
+        except (RepositoryError, FileNotFoundError):
             return None
         return kept if before == dict(targets) else None
 

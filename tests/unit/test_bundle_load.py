@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from bundle_samples import FILES, Supplier
@@ -31,8 +30,10 @@ from appliance.errors import (
 from appliance.layout import Home
 from appliance.manifests.bundle import Platform
 from appliance.progress import Silent
+from appliance.store import space
 from appliance.store.blobs import BlobMismatch, Store
 from appliance.store.releases import Releases
+from appliance.store.space import FileSystem
 
 
 @pytest.fixture
@@ -125,7 +126,8 @@ def test_too_little_space_is_said_before_anything_is_written(
     supplier: Supplier, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = supplier.write(supplier.content())
-    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=1000))
+    full = FileSystem(1, home.root, free=1000, block=512)
+    monkeypatch.setattr(space, "look", lambda _path: full)
     with pytest.raises(DiskFull):
         load(bundle, Store(home.store), supplier.verifier(), Silent())
     assert not home.store.exists()

@@ -11,8 +11,9 @@ import pytest
 from appliance.errors import SealUnavailable
 from appliance.install import preflight
 from appliance.install.plan import BundleFacts, Installed, Phase, Plan, Wish, make_plan
-from appliance.install.preflight import FileSystem, Machine, Needs, Space
+from appliance.install.preflight import Machine, Needs
 from appliance.manifests.bundle import Platform
+from appliance.store.space import Files, FileSystem
 
 BUNDLE = BundleFacts(release="demo-2", digest="sha256:22", blobs=3, size=700, wheels=100)
 BARE = Installed(
@@ -94,7 +95,7 @@ MADE = datetime(2026, 11, 1, tzinfo=UTC)
 NEEDS = Needs(
     platform=LINUX,
     created=MADE,
-    space=(Space(Path("/a"), 600), Space(Path("/b"), 500)),
+    space=(Files(Path("/a"), (600,)), Files(Path("/b"), (500,))),
     port=8443,
     seal_wanted=True,
     may_start=True,
@@ -151,7 +152,3 @@ def test_unsealed_is_a_warning_and_needs_no_namespaces() -> None:
     needs = replace(NEEDS, seal_wanted=False)
     findings = {f.check: f.level for f in preflight.judge(needs, FIT)}
     assert findings["seal"] == "warn"
-
-
-def test_files_take_whole_blocks() -> None:
-    assert [preflight.on_disk(n, 4096) for n in (0, 1, 4096, 4097)] == [0, 4096, 4096, 8192]

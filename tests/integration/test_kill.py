@@ -1,0 +1,116 @@
+"""kill -9 at random points: what is there is whole, and the next run finishes and cleans up."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from kill_lab import (
+    Lab,
+    Operation,
+    assert_nothing_unfinished,
+    assert_whole_blobs,
+)
+
+from appliance.bundle.build import build
+from appliance.bundle.cache import BuildCache
+from appliance.bundle.load import load, verify
+from appliance.progress import Silent
+from appliance.store.blobs import Store
+from appliance.trust.pin import TrustState
+from appliance.trust.repository import Repository, Threshold
+from appliance.trust.verifier import Verifier
+
+KILLS = 80  # for each operation
+# Empty, one write, around where O_DIRECT begins, several buffers, odd tails.
+SIZES = [0, 1, 512, 70_000, (1 << 20) - 1, (1 << 20) + 1, *[600_000] * 6, 3_000_001, 5 << 20]
+
+RECIPE = """
+name: killed
+version: 1.0.0
+platform: {python: "3.11", system: linux, machine: x86_64}
+artefacts:
+  - kind: model
+    name: m
+    version: "1"
+    licence: MIT
+    source: {type: path, path: m}
+"""
+
+
+class Desk:
+    """Sources, keys and a cache: what builds are made of."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.repository = Repository.create_demo(folder / "keys", Threshold(1, 1))
+        self.verifier = Verifier(TrustState().pinned_to(self.repository.fingerprint))
+        self.out = folder / "out" / "b.tar"
+        self.out.parent.mkdir()
+        (folder / "m").mkdir()
+        (folder / "bundle.yaml").write_text(RECIPE)
+        chance = random.Random(1)
+        for number, size in enumerate(SIZES):
+            (folder / "m" / f"f{number}").write_bytes(chance.randbytes(size))
+
+    def build(self) -> None:
+        cache = BuildCache(self.folder / "cache")
+        build(self.folder / "bundle.yaml", self.repository, self.out, cache, Silent())
+
+    def change(self) -> None:
+        """Other content, so that the next build has something to do and new metadata to sign."""
+        (self.folder / "m" / "f3").write_bytes(os.urandom(70_000))
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
+    os.environ["SOURCE_DATE_EPOCH"] = "1700000000"
+    try:
+        made = Desk(tmp_path_factory.mktemp("desk"))
+        made.build()
+        yield made
+    finally:
+        del os.environ["SOURCE_DATE_EPOCH"]
+
+
+def building(desk: Desk) -> Operation:
+    def whole() -> None:
+        verify(desk.out, desk.verifier, Silent())
+
+    def done() -> None:
+        whole()
+        assert [file.name for file in desk.out.parent.iterdir()] == ["b.tar"]
+        assert list((desk.folder / "cache" / "tmp").iterdir()) == []
+
+    # The bundle of the content before stays in its place until the new one is whole.
+    return Operation("build", desk.change, desk.build, whole, done)
+
+
+def loading(desk: Desk) -> Operation:
+    store = Store(desk.folder / "home" / "store")
+
+    def done() -> None:
+        assert_whole_blobs(store)
+        assert_nothing_unfinished(store)
+        assert len(list(store.digests())) == len(SIZES)
+
+    return Operation(
+        "load",
+        lambda: shutil.rmtree(store.root, ignore_errors=True),
+        lambda: load(desk.out, store, desk.verifier, Silent()),
+        lambda: assert_whole_blobs(store),
+        done,
+    )
+
+
+@pytest.mark.parametrize("operation", [building, loading])
+def test_killed_at_random_points(
+    desk: Desk, operation: Callable[[Desk], Operation], request: pytest.FixtureRequest
+) -> None:
+    seed = random.SystemRandom().randrange(2**32)
+    report = Lab(seed).run(operation(desk), KILLS)
+    print(report)
