@@ -25,15 +25,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from appliance.bundle.format import Place
+from appliance.bundle.format import Place, upstream_members
 from appliance.bundle.reader import BundleReader
-from appliance.errors import BundleTampered, DiskFull, WrongPlatform
+from appliance.errors import BundleExpired, BundleTampered, DiskFull, WrongPlatform
 from appliance.i18n import _
 from appliance.manifests.bundle import BundleManifest, Platform
 from appliance.store.blobs import BlobMismatch, BlobWriter, Store
 from appliance.store.releases import ReleaseContent
 from appliance.trust.keys import canonical_public_pem
-from appliance.trust.model_signature import ModelSignatureInvalid
+from appliance.trust.model_signature import (
+    ModelSignatureExpired,
+    ModelSignatureInvalid,
+    verify_upstream,
+)
 from appliance.trust.model_signature import verify as verify_model
 from appliance.trust.verifier import Verified, Verifier
 
@@ -71,7 +75,9 @@ def require_platform(manifest: BundleManifest, actual: Platform) -> None:
 
 def judge(bundle: BundleReader, verifier: Verifier) -> tuple[ReleaseContent, Verified]:
     """Everything that can be known without reading a blob: form, signatures, manifest, size."""
-    verified = verifier.verify(bundle.path, bundle.metadata, bundle.members)
+    verified = verifier.verify(
+        bundle.path, bundle.metadata, bundle.members, lambda: bundle.manifest
+    )
     manifest = bundle.manifest
     if manifest.name != verified.bundle:
         raise BundleTampered(
@@ -80,6 +86,7 @@ def judge(bundle: BundleReader, verifier: Verifier) -> tuple[ReleaseContent, Ver
             reason=f"it is called {manifest.name}, and {verified.bundle} was signed",
         )
     keys = _check_model_signatures(bundle, manifest, verified)
+    _check_upstream_signatures(bundle, manifest, verified)
     bundle.check_size()
     bundle.check_end()
     content = ReleaseContent(
@@ -149,6 +156,27 @@ def _check_model_signatures(
             raise BundleTampered(bundle=bundle.path, member=member, reason=reason)
         keys[name] = key
     return keys
+
+
+def _check_upstream_signatures(
+    bundle: BundleReader, manifest: BundleManifest, verified: Verified
+) -> None:
+    """Verify publishers' own signatures, by whom the targets role says they must be."""
+    models = {artefact.name: artefact for artefact in manifest.of_kind("model")}
+    for member in sorted(verified.publishers.keys() | upstream_members(bundle.members)):
+        name = member.removeprefix("upstream/").removesuffix(".oms.json")
+        if name not in models or member not in verified.publishers or member not in bundle.members:
+            reason = "models and their publishers' signatures do not belong together"
+            raise BundleTampered(bundle=bundle.path, member=member, reason=reason)
+        files = {file.path: file.hex for file in models[name].files}
+        try:
+            publisher = verified.publishers[member]
+            verify_upstream(bundle.members[member], files, publisher, verified.at)
+        except ModelSignatureExpired as error:
+            reason = f"{member}: {error}."
+            raise BundleExpired(bundle=bundle.path, reason=reason) from error
+        except ModelSignatureInvalid as error:
+            raise BundleTampered(bundle=bundle.path, member=member, reason=str(error)) from error
 
 
 def _require_space(folder: Path, needed: int) -> None:

@@ -70,7 +70,8 @@ class Supplier:
         )  # fmt: skip
         unsigned = BundleContent(manifest, _SBOM)
         members = {n: d for n, d in unsigned.members().items() if not n.startswith("metadata/")}
-        content = BundleContent(manifest, _SBOM, metadata=self.repository.sign("small", members))
+        metadata = self.repository.sign("small", members, artefacts=manifest.artefacts)
+        content = BundleContent(manifest, _SBOM, metadata=metadata)
         path = self.folder / f"{name}.tar"
         write(path, content, store.path, Silent())
         return path
