@@ -21,7 +21,7 @@ import shutil
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,7 +86,7 @@ def judge(bundle: BundleReader, verifier: Verifier) -> tuple[ReleaseContent, Ver
             reason=f"it is called {manifest.name}, and {verified.bundle} was signed",
         )
     keys = _check_model_signatures(bundle, manifest, verified)
-    _check_upstream_signatures(bundle, manifest, verified)
+    verified = _check_upstream_signatures(bundle, manifest, verified)
     bundle.check_size()
     bundle.check_end()
     content = ReleaseContent(
@@ -160,23 +160,33 @@ def _check_model_signatures(
 
 def _check_upstream_signatures(
     bundle: BundleReader, manifest: BundleManifest, verified: Verified
-) -> None:
-    """Verify publishers' own signatures, by whom the targets role says they must be."""
+) -> Verified:
+    """Verify publishers' own signatures, by whom the targets role says they must be.
+
+    In an emergency one whose certificate ended passes as well, and is listed in ``expired``.
+    """
     models = {artefact.name: artefact for artefact in manifest.of_kind("model")}
+    expired = dict(verified.expired)
     for member in sorted(verified.publishers.keys() | upstream_members(bundle.members)):
         name = member.removeprefix("upstream/").removesuffix(".oms.json")
         if name not in models or member not in verified.publishers or member not in bundle.members:
             reason = "models and their publishers' signatures do not belong together"
             raise BundleTampered(bundle=bundle.path, member=member, reason=reason)
         files = {file.path: file.hex for file in models[name].files}
+        publisher, data = verified.publishers[member], bundle.members[member]
         try:
-            publisher = verified.publishers[member]
-            verify_upstream(bundle.members[member], files, publisher, verified.at)
+            try:
+                verify_upstream(data, files, publisher, verified.at)
+            except ModelSignatureExpired as ended:
+                if verified.emergency is None or ended.until > verified.at:
+                    raise
+                verify_upstream(data, files, publisher, ended.until)
+                expired[member] = ended.until
         except ModelSignatureExpired as error:
-            reason = f"{member}: {error}."
-            raise BundleExpired(bundle=bundle.path, reason=reason) from error
+            raise BundleExpired(bundle=bundle.path, reason=f"{member}: {error}.") from error
         except ModelSignatureInvalid as error:
             raise BundleTampered(bundle=bundle.path, member=member, reason=str(error)) from error
+    return replace(verified, expired=expired)
 
 
 def _require_space(folder: Path, needed: int) -> None:

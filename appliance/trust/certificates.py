@@ -33,7 +33,11 @@ class ChainInvalid(ValueError):
 
 
 class ChainExpired(ChainInvalid):
-    """A certificate is not valid yet, or not any more."""
+    """A certificate is not valid yet, or not any more. ``until``: when the first one ended."""
+
+    def __init__(self, reason: str, until: datetime) -> None:
+        super().__init__(reason)
+        self.until = until
 
 
 def leaf_of(
@@ -47,8 +51,9 @@ def leaf_of(
     if not 1 <= len(chain) <= MAX_CHAIN:
         raise ChainInvalid(f"a chain has 1 to {MAX_CHAIN} certificates")
     path = _path(chain, authorities)
+    until = min(certificate.not_valid_after_utc for certificate in path)
     for certificate in path:
-        _check_dates(certificate, at)
+        _check_dates(certificate, at, until)
         _check_extensions(certificate)
     for below, authority in enumerate(path[1:]):
         _check_may_issue(authority, below)
@@ -82,13 +87,14 @@ def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     return True
 
 
-def _check_dates(certificate: x509.Certificate, at: datetime) -> None:
+def _check_dates(certificate: x509.Certificate, at: datetime, until: datetime) -> None:
     first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if not first <= at.astimezone(UTC) <= last:
         name = certificate.subject.rfc4514_string()
         raise ChainExpired(
             f"the certificate {name} holds from {first:%Y-%m-%d} to {last:%Y-%m-%d}; "
-            f"it is {at:%Y-%m-%d} here"
+            f"it is {at:%Y-%m-%d} here",
+            until,
         )
 
 

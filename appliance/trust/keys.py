@@ -80,6 +80,12 @@ def save_key(path: Path, key: PrivateKey, passphrase: Passphrase | None) -> None
         os.fsync(file.fileno())
 
 
+def save_pair(path: Path, key: PrivateKey, passphrase: Passphrase | None) -> None:
+    """:func:`save_key`, and the public half beside it as ``.pub``, which needs no passphrase."""
+    save_key(path, key, passphrase)
+    path.with_suffix(".pub").write_bytes(public_pem(key))
+
+
 def _load(path: Path, passphrase: Passphrase) -> object:
     try:
         pem = path.read_bytes()

@@ -62,7 +62,14 @@ class ModelSignatureInvalid(ValueError):
 
 
 class ModelSignatureExpired(ModelSignatureInvalid):
-    """It would hold, but the certificate it was made with is not valid at the moment asked for."""
+    """It would hold, but a certificate is not valid at the moment asked for.
+
+    ``until``: the last moment its certificates were all valid, if they were before.
+    """
+
+    def __init__(self, reason: str, until: datetime) -> None:
+        super().__init__(reason)
+        self.until = until
 
 
 @dataclass(frozen=True)
@@ -332,7 +339,7 @@ def _leaf(
         leaf = leaf_of(chain, [load_authority(pem) for pem in authorities], at)
         _supported(leaf.public_key())
     except ChainExpired as error:
-        return None, ModelSignatureExpired(str(error))
+        return None, ModelSignatureExpired(str(error), error.until)
     except ChainInvalid as error:
         return None, ModelSignatureInvalid(str(error))
     except (ValueError, binascii.Error) as error:

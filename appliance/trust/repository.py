@@ -76,8 +76,9 @@ from appliance.trust.keys import (
     new_tuf_key,
     open_signer,
     public_key_of,
+    public_key_of_pem,
     public_pem,
-    save_key,
+    save_pair,
 )
 from appliance.trust.model_signature import Publisher, key_id_of_pem
 from appliance.trust.passphrase import Passphrase
@@ -189,8 +190,8 @@ class Repository:
             protect()  # ask before anything is written
         keys.mkdir(parents=True, exist_ok=True, mode=0o700)
         for name in (*ROLES, *DELEGATED):
-            save_key(keys / f"{name}.pem", new_tuf_key(), protect)
-        _save_model_key(keys / "oms.pem", protect)
+            save_pair(keys / f"{name}.pem", new_tuf_key(), protect)
+        save_pair(keys / "oms.pem", new_model_key(), protect)
         roles: dict[str, DelegatedRole] = {
             role: DelegatedRole(role, [], 1, terminating=True, paths=[f"{role}/*"])
             for role in DELEGATED
@@ -204,7 +205,7 @@ class Repository:
 
     def _publish_first(self, threshold: Threshold, protect: Passphrase | None, demo: bool) -> None:
         for name in _root_names(threshold):
-            save_key(self._keys / f"{name}.pem", new_tuf_key(), protect)
+            save_pair(self._keys / f"{name}.pem", new_tuf_key(), protect)
         signers = [self._open(name) for name in _root_names(threshold)]
         root = self._first_root([signer.public_key for signer in signers], threshold.needed)
         if demo:
@@ -460,7 +461,7 @@ class Repository:
         """New root keys here, vouched for by a threshold of the old ones; a new root version."""
         self._require_root_keys()
         for name in _root_names(threshold):
-            save_key(self._staged(name) / f"{name}.pem", new_tuf_key(), self._protection())
+            save_pair(self._staged(name) / f"{name}.pem", new_tuf_key(), self._protection())
         signers = [
             open_signer(str(self._next / f"{name}.pem"), self._passphrase)
             for name in _root_names(threshold)
@@ -505,9 +506,10 @@ class Repository:
             raise TrustKeysMissing(folder=self.folder, reason=reason)
 
     def _root_signers(self, keys: Mapping[str, Key]) -> list[Signer]:
-        paths = [*self._keys.glob("root-*.pem"), *self._next.glob("root-*.pem")]
-        found = [open_signer(str(path), self._passphrase) for path in sorted(paths)]
-        return [signer for signer in found if signer.public_key.keyid in keys]
+        paths = [*self._private(self._keys), *self._private(self._next)]
+        roots = [path for path in paths if path.stem.startswith("root-")]
+        here = [path for path in roots if self._key_id(path) in keys]
+        return [open_signer(str(path), self._passphrase) for path in here]
 
     def _request_root(self, root: Root, previous: Metadata[Root] | None) -> Path:
         return self._request(f"root-{root.version}", Request.for_root(Metadata(root), previous))
@@ -574,9 +576,9 @@ class Repository:
         """Make a role's next key here; None for ``oms``, which is nobody's in TUF."""
         path = self._staged(role) / f"{role}.pem"
         if role == "oms":
-            _save_model_key(path, self._protection())
+            save_pair(path, new_model_key(), self._protection())
             return None
-        save_key(path, new_tuf_key(), self._protection())
+        save_pair(path, new_tuf_key(), self._protection())
         return open_signer(str(path), self._passphrase).public_key
 
     def _given_key(self, role: str, reference: str) -> Key:
@@ -614,20 +616,29 @@ class Repository:
         nothing names any more. A kill in between is harmless: signing looks in both places.
         """
         used = {*self.root.keys, *self.delegations.keys}
-        for path in sorted(self._next.glob("*")):
+        for path in self._private(self._next):
             if path.stem == "oms" or self._key_id(path) in used:
-                for old in self._keys.glob(f"{path.stem}{path.suffix}"):
+                for old in self._keys.glob(f"{path.stem}.*"):
                     old.unlink()
-                path.replace(self._keys / path.name)
-        for path in sorted(self._keys.glob("*")):
-            of_role = path.suffix in {".pem", ".ref"} and path.stem != "oms"
-            if of_role and self._key_id(path) not in used:
+                for half in self._next.glob(f"{path.stem}.*"):
+                    half.replace(self._keys / half.name)
+        for path in self._private(self._keys):
+            if path.stem != "oms" and self._key_id(path) not in used:
                 path.unlink()
+                path.with_suffix(".pub").unlink(missing_ok=True)
+
+    @staticmethod
+    def _private(folder: Path) -> list[Path]:
+        """Keys and references to keys in a folder."""
+        return sorted(p for p in folder.glob("*") if p.suffix in {".pem", ".ref"})
 
     def _key_id(self, path: Path) -> str:
-        """The id of the key a file holds or refers to."""
+        """The id of the key a file holds or refers to; asks for no passphrase."""
         if path.suffix == ".ref":
             return path.read_text(encoding="utf-8").split("\n")[1]
+        public = path.with_suffix(".pub")
+        if public.is_file():
+            return public_key_of_pem(public.read_bytes()).keyid
         return open_signer(str(path), self._passphrase).public_key.keyid
 
     def _root_keys(self, role: str) -> dict[str, Key]:
@@ -645,7 +656,9 @@ class Repository:
                     token = path.suffix == ".ref"
                     reference = path.read_text(encoding="utf-8").split("\n")[0]
                     named = reference if token else str(path)
-                    found[keyid] = open_signer(named, self._passphrase)
+                    signer = open_signer(named, self._passphrase)
+                    if signer.public_key.keyid == keyid:
+                        found[keyid] = signer
         return list(found.values())
 
     def _require(self, role: str, keys: Mapping[str, Key]) -> Signer:
@@ -664,12 +677,6 @@ def published_roots(folder: Path) -> list[bytes]:
 
 def _no_passphrase() -> bytes:
     raise AssertionError("demo keys are not encrypted")
-
-
-def _save_model_key(path: Path, protect: Passphrase | None) -> None:
-    key = new_model_key()
-    save_key(path, key, protect)
-    replace_file(path.with_suffix(".pub"), public_pem(key))
 
 
 def _root_names(threshold: Threshold) -> list[str]:

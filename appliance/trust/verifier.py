@@ -101,6 +101,7 @@ class Verified:
     public_keys: Mapping[str, bytes]
     publishers: Mapping[str, Publisher]
     at: datetime
+    emergency: Emergency | None
     expired: Mapping[str, datetime]
     revocations: Revocations
     state: TrustState
@@ -116,11 +117,6 @@ class Verifier:
         self._emergency = emergency
         clock = now or datetime.now(UTC)
         self._now = max(clock, state.clock) if state.clock else clock
-
-    @property
-    def emergency(self) -> Emergency | None:
-        """Why what has expired may pass; None: it may not."""
-        return self._emergency
 
     def verify(
         self,
@@ -272,6 +268,7 @@ class Verifier:
             public_keys=_public_keys(trusted.targets),
             publishers=_publishers(trusted.targets),
             at=found.at,
+            emergency=self._emergency,
             expired=expired,
             revocations=found.revocations,
             state=state,
