@@ -169,7 +169,7 @@ class FingerprintMalformed(ApplianceError):
     code = "fingerprint-malformed"
     exit_code = ExitCode.USAGE
     what = N_("'{fingerprint}' is not a fingerprint.")
-    why = N_("A fingerprint is 64 hexadecimal digits; spaces, colons and dashes are ignored.")
+    why = N_("A fingerprint is 64 hexadecimal digits, or the 32 words that stand for them.")
     fix = N_("Copy it from the supplier's 'sovctl trust show --keys DIR'.")
 
 
@@ -221,6 +221,84 @@ class PassphraseWrong(ApplianceError):
     what = N_("{key} cannot be opened.")
     why = N_("{reason}")
     fix = N_("Run it again with the passphrase these keys were made with.")
+
+
+class KeyUnusable(ApplianceError):
+    code = "key-unusable"
+    exit_code = ExitCode.USAGE
+    what = N_("{key} is not a key that can be used here.")
+    why = N_("{reason}")
+    fix = N_("Make one with 'sovctl trust key new --out NAME', or name 'hsm:ID?label=TOKEN'.")
+
+
+class TokenUnusable(ApplianceError):
+    code = "token-unusable"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("The key {key} on a PKCS#11 token cannot be used.")
+    why = N_("{reason}")
+    fix = N_(
+        "Set PYKCS11LIB to the token's module and SOVCTL_PIN_FILE to a file with its PIN; "
+        "'pkcs11-tool --list-objects' shows what is on the token."
+    )
+
+
+class RequestInvalid(ApplianceError):
+    code = "signing-request-invalid"
+    exit_code = ExitCode.USAGE
+    what = N_("{request} is not a request that can be signed.")
+    why = N_("{reason}")
+    fix = N_("Take it again from where it was made: 'sovctl trust rotate' or 'trust init'.")
+
+
+class RequestUnsigned(ApplianceError):
+    code = "signing-request-unsigned"
+    exit_code = ExitCode.REFUSED
+    what = N_("{request} cannot be published: signatures are missing.")
+    why = N_("{reason}")
+    fix = N_("Let another holder run 'sovctl trust sign {request} --key KEY', then publish again.")
+
+
+class SignatureAwaited(ApplianceError):
+    code = "signature-awaited"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("The bundle cannot be signed here: the keys of {roles} are elsewhere.")
+    why = N_("Nothing those roles signed before covers exactly what this bundle brings.")
+    fix = N_(
+        "Have 'sovctl trust sign' run on {requests} where those keys are, then "
+        "'sovctl trust publish --keys {folder} REQUEST', then build again."
+    )
+
+
+class RevocationInvalid(ApplianceError):
+    code = "revocation-invalid"
+    exit_code = ExitCode.USAGE
+    what = N_("{subject} cannot be revoked.")
+    why = N_("{reason}")
+    fix = N_("'sovctl trust show --keys DIR' lists the keys; digests are in 'bundle inspect'.")
+
+
+class BundleRevoked(ApplianceError):
+    code = "bundle-revoked"
+    exit_code = ExitCode.REFUSED
+    what = N_("{bundle} holds what its supplier has revoked.")
+    why = N_("{reason}")
+    fix = N_("Ask your supplier for a newer bundle. 'sovctl trust show' lists what is revoked.")
+
+
+class ReleaseRevoked(ApplianceError):
+    code = "release-revoked"
+    exit_code = ExitCode.REFUSED
+    what = N_("Release {release} may not be used any more.")
+    why = N_("{reason}")
+    fix = N_("Install a newer bundle: 'sovctl install BUNDLE'. 'sovctl trust show' says more.")
+
+
+class BreakGlassUnfit(ApplianceError):
+    code = "break-glass-unfit"
+    exit_code = ExitCode.USAGE
+    what = N_("The reason given with --break-glass cannot be recorded.")
+    why = N_("{reason}")
+    fix = N_("Give a short one: 'sovctl install --break-glass \"ticket 1234, supplier shut\" …'.")
 
 
 # --- bundle and store ---------------------------------------------------------------------------
@@ -279,7 +357,10 @@ class BundleExpired(ApplianceError):
     exit_code = ExitCode.REFUSED
     what = N_("The signature of {bundle} has expired.")
     why = N_("{reason}")
-    fix = N_("Check this machine's clock ('date -u'); if it is right, ask for a fresh bundle.")
+    fix = N_(
+        "Check this machine's clock ('date -u'); if it is right, ask for a fresh bundle. In an "
+        "emergency: 'sovctl install --break-glass REASON {bundle}', which is recorded."
+    )
 
 
 class BundleRolledBack(ApplianceError):

@@ -58,7 +58,7 @@ class Supplier:
         hexes = {file.path: file.hex for file in manifest.artefacts[0].files}
         signatures = {"m": model_signature.sign(hexes, self.repository.model_key(), "m")}
         members = signed_members(manifest, SBOM, signatures)
-        metadata = self.repository.sign(name, members, now)
+        metadata = self.repository.sign(name, members, now, artefacts=manifest.artefacts)
         return BundleContent(manifest, SBOM, signatures, metadata)
 
     def write(self, content: BundleContent, name: str = "b.tar") -> Path:

@@ -7,8 +7,10 @@ A builder goes
     repository = Repository.open(keys_folder, passphrase_source())
     signatures = {model.name: model_signature.sign(
         {f.path: f.hex for f in model.files}, repository.model_key(), model.name)}   # every model
-    metadata = repository.sign(manifest.name, signed_members(manifest, sbom, signatures))
-    write(path, BundleContent(manifest, sbom, signatures, metadata), store.path, progress)
+    others = {REVOCATIONS: repository.revocations()}
+    members = signed_members(manifest, sbom, signatures, others)
+    metadata = repository.sign(manifest.name, members, artefacts=manifest.artefacts)
+    write(path, BundleContent(manifest, sbom, signatures, metadata, others), store.path, progress)
 
 and an installer
 

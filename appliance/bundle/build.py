@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from appliance.bundle import sbom
 from appliance.bundle.cache import BuildCache, Inputs
-from appliance.bundle.format import signed_members
+from appliance.bundle.format import REVOCATIONS, signed_members
 from appliance.bundle.sources import gguf, icd10cm, paths, wheelhouse
 from appliance.bundle.sources.desk import Desk, Made
 from appliance.bundle.sources.pins import read_lock
@@ -92,8 +92,10 @@ def build(
     where = {f"sha256:{f.content.hex}": f.content.location for m in made for f in m.files}
     bill = sbom.bill_of(manifest, where)
     signatures = {a.name: _model_signature(a, model_key, cache) for a in manifest.of_kind("model")}
-    members = signed_members(manifest, bill, signatures)
-    content = BundleContent(manifest, bill, signatures, repository.sign(manifest.name, members))
+    others = {REVOCATIONS: repository.revocations()}
+    members = signed_members(manifest, bill, signatures, others)
+    metadata = repository.sign(manifest.name, members, artefacts=manifest.artefacts)
+    content = BundleContent(manifest, bill, signatures, metadata, others)
     _write_once(out, content, where, cache, progress)
     return Built(out, manifest, out.stat().st_size, time.monotonic() - started)
 

@@ -13,7 +13,7 @@ a blob: it computes the one it expects and compares bytes.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -141,6 +141,11 @@ def model_of(name: str) -> str | None:
     """The model a member ``signatures/<model>.oms.json`` is for; None for any other member."""
     match = _SIGNATURE.fullmatch(name)
     return match.group(1) if match else None
+
+
+def upstream_members(names: Iterable[str]) -> set[str]:
+    """Those of ``names`` that are publishers' own signatures of models."""
+    return {name for name in names if _UPSTREAM.fullmatch(name)}
 
 
 def place(front: Sequence[tuple[str, int]], blobs: Sequence[BlobRef]) -> Layout:

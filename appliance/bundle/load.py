@@ -23,16 +23,17 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from appliance.bundle.age import AgeFailed, Identities
-from appliance.bundle.format import Place
+from appliance.bundle.format import Place, upstream_members
 from appliance.bundle.opening import PLAIN, Opening
 from appliance.bundle.reader import BundleReader
 from appliance.errors import (
     BaseMissing,
+    BundleExpired,
     BundleTampered,
     IdentityNeeded,
     IdentityRefused,
@@ -44,7 +45,11 @@ from appliance.store.blobs import BlobMismatch, BlobWriter, Store
 from appliance.store.releases import ReleaseContent
 from appliance.store.space import require
 from appliance.trust.keys import canonical_public_pem
-from appliance.trust.model_signature import ModelSignatureInvalid
+from appliance.trust.model_signature import (
+    ModelSignatureExpired,
+    ModelSignatureInvalid,
+    verify_upstream,
+)
 from appliance.trust.model_signature import verify as verify_model
 from appliance.trust.verifier import Verified, Verifier
 
@@ -82,7 +87,9 @@ def require_platform(manifest: BundleManifest, actual: Platform) -> None:
 
 def judge(bundle: BundleReader, verifier: Verifier) -> tuple[ReleaseContent, Verified]:
     """Everything that can be known without reading a blob: form, signatures, manifest, size."""
-    verified = verifier.verify(bundle.path, bundle.metadata, bundle.members)
+    verified = verifier.verify(
+        bundle.path, bundle.metadata, bundle.members, lambda: bundle.manifest
+    )
     manifest = bundle.manifest
     bundle.check_statements(verified)
     if manifest.name != verified.bundle:
@@ -92,6 +99,7 @@ def judge(bundle: BundleReader, verifier: Verifier) -> tuple[ReleaseContent, Ver
             reason=f"it is called {manifest.name}, and {verified.bundle} was signed",
         )
     keys = _check_model_signatures(bundle, manifest, verified)
+    verified = _check_upstream_signatures(bundle, manifest, verified)
     bundle.check_size()
     content = ReleaseContent(
         manifest, bundle.sbom, bundle.metadata, bundle.signatures, keys, bundle.others
@@ -202,6 +210,37 @@ def _check_model_signatures(
             raise BundleTampered(bundle=bundle.path, member=member, reason=reason)
         keys[name] = key
     return keys
+
+
+def _check_upstream_signatures(
+    bundle: BundleReader, manifest: BundleManifest, verified: Verified
+) -> Verified:
+    """Verify publishers' own signatures, by whom the targets role says they must be.
+
+    In an emergency one whose certificate ended passes as well, and is listed in ``expired``.
+    """
+    models = {artefact.name: artefact for artefact in manifest.of_kind("model")}
+    expired = dict(verified.expired)
+    for member in sorted(verified.publishers.keys() | upstream_members(bundle.members)):
+        name = member.removeprefix("upstream/").removesuffix(".oms.json")
+        if name not in models or member not in verified.publishers or member not in bundle.members:
+            reason = "models and their publishers' signatures do not belong together"
+            raise BundleTampered(bundle=bundle.path, member=member, reason=reason)
+        files = {file.path: file.hex for file in models[name].files}
+        publisher, data = verified.publishers[member], bundle.members[member]
+        try:
+            try:
+                verify_upstream(data, files, publisher, verified.at)
+            except ModelSignatureExpired as ended:
+                if verified.emergency is None or ended.until > verified.at:
+                    raise
+                verify_upstream(data, files, publisher, ended.until)
+                expired[member] = ended.until
+        except ModelSignatureExpired as error:
+            raise BundleExpired(bundle=bundle.path, reason=f"{member}: {error}.") from error
+        except ModelSignatureInvalid as error:
+            raise BundleTampered(bundle=bundle.path, member=member, reason=str(error)) from error
+    return replace(verified, expired=expired)
 
 
 class _HashOnly:

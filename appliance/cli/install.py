@@ -24,6 +24,7 @@ from appliance.i18n import _
 from appliance.layout import Home
 
 if TYPE_CHECKING:
+    from appliance.install.bundle_in import Admitted
     from appliance.install.embedded import Installation
     from appliance.install.plan import Plan
     from appliance.install.preflight import Finding
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
 
 _BUNDLE = click.Path(path_type=Path)
 _PORTS = click.IntRange(1, 65535)
+_break_glass = click.option(
+    "--break-glass",
+    "reason",
+    metavar="REASON",
+    help=_("Let an expired bundle in, for this reason. Recorded; forgives nothing else."),
+)
 
 
 @click.command(short_help=_("Show what install would change."))
@@ -39,6 +46,7 @@ _PORTS = click.IntRange(1, 65535)
 @click.option("--site", type=_BUNDLE, help=_("Several machines (not in this release)."))
 @click.option("--port", type=_PORTS, help=_("Port on 127.0.0.1 to plan for."))
 @click.option("--unsealed", is_flag=True, help=_("Plan without the network seal."))
+@_break_glass
 @with_console
 def plan(
     console: Console,
@@ -48,11 +56,13 @@ def plan(
     site: Path | None,
     port: int | None,
     unsealed: bool,
+    reason: str | None,
 ) -> int:
     """Show what installing BUNDLE would do here, and whether this machine is fit for it.
 
     Verifies the bundle's signatures and changes nothing. Ends with status 4 if a check fails.
     """
+    from appliance.install.break_glass import emergency
     from appliance.install.bundle_in import admit
     from appliance.install.embedded import Installation, Request
     from appliance.install.local import LocalCluster
@@ -61,13 +71,19 @@ def plan(
     home = Home.from_environment()
     request = Request(bundle, port=port, sealed=not unsealed)
     trusted = _fingerprint(console, home, bundle, fingerprint)
-    with admit(bundle, home, trusted) as admitted:
+    with admit(bundle, home, trusted, emergency(reason)) as admitted:
         cluster = LocalCluster(home, sealed=request.sealed)
         installation = Installation(home, admitted, request, cluster)
         decided = installation.plan()
         findings = installation.findings()
-    value = {**_plan_json(decided), "checks": [asdict(finding) for finding in findings]}
-    console.result(value, f"{_plan_text(decided)}\n\n{_findings_text(findings)}")
+        expired = {name: at.isoformat() for name, at in admitted.verified.expired.items()}
+        glass = _glass_text(admitted)
+    value = {
+        **_plan_json(decided),
+        "break_glass": {"reason": reason, "expired": expired} if expired else None,
+        "checks": [asdict(finding) for finding in findings],
+    }
+    console.result(value, f"{glass}{_plan_text(decided)}\n\n{_findings_text(findings)}")
     return 4 if any(finding.level == "fail" for finding in findings) else 0
 
 
@@ -77,6 +93,7 @@ def plan(
 @click.option("--site", type=_BUNDLE, help=_("Several machines (not in this release)."))
 @click.option("--port", type=_PORTS, help=_("Port on 127.0.0.1 (8443, or the next free one)."))
 @click.option("--unsealed", is_flag=True, help=_("Run without the network seal. Recorded."))
+@_break_glass
 @click.option("--no-start", is_flag=True, help=_("Install, and do not start."))
 @click.option("--yes", is_flag=True, help=_("Do not ask before replacing a running release."))
 @with_console
@@ -88,6 +105,7 @@ def install(
     site: Path | None,
     port: int | None,
     unsealed: bool,
+    reason: str | None,
     no_start: bool,
     yes: bool,
 ) -> None:
@@ -97,6 +115,7 @@ def install(
     loaded or installed twice.
     """
     from appliance.install import lock
+    from appliance.install.break_glass import emergency
     from appliance.install.bundle_in import admit
     from appliance.install.embedded import Installation, Request
     from appliance.install.local import LocalCluster
@@ -107,14 +126,14 @@ def install(
     trusted = _fingerprint(console, home, bundle, fingerprint)
     with (
         _terminated_as_interrupted(),
-        admit(bundle, home, trusted) as admitted,
+        admit(bundle, home, trusted, emergency(reason)) as admitted,
         lock.hold(home, f"sovctl install {bundle}"),
     ):
         installation = Installation(
             home, admitted, request, LocalCluster(home, sealed=request.sealed)
         )
         decided = installation.plan()
-        console.say(_plan_text(decided))
+        console.say(f"{_glass_text(admitted)}{_plan_text(decided)}")
         _confirm_replacing(decided, asked=yes)
         installation.carry_out(decided, console)
         value = _outcome(home, installation, decided)
@@ -248,6 +267,17 @@ def _plan_json(decided: Plan) -> dict[str, Any]:
             for step in decided.steps
         ],
     }
+
+
+def _glass_text(admitted: Admitted) -> str:
+    """A warning where something expired is let in; else nothing."""
+    expired, given = admitted.verified.expired, admitted.verified.emergency
+    if given is None or not expired:
+        return ""
+    text = _("GLASS BROKEN: {members} expired, the first on {since}. Reason: {reason}\n")
+    return text.format(
+        members=", ".join(expired), since=f"{min(expired.values()):%Y-%m-%d}", reason=given.reason
+    )
 
 
 def _plan_text(decided: Plan) -> str:

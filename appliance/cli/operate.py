@@ -198,6 +198,9 @@ def _status_text(overview: Overview) -> str:
         rows.append((_("ledger"), text))
     areas = [f"{name} {amount(size, 'bytes')}" for name, size in overview.disk.items() if size]
     rows.append((_("disk"), ", ".join([*areas, f"{amount(overview.free, 'bytes')} " + _("free")])))
+    if overview.break_glass:
+        text = _("installed past its expiry: {reason}")
+        rows.append((_("glass broken"), text.format(reason=overview.break_glass.get("reason"))))
     if overview.busy:
         rows.append((_("busy"), overview.busy))
     if overview.interrupted:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from appliance.cli.options import with_console
+from appliance.cli.trust_keys import init, key, publish, revoke, rotate, sign
 from appliance.i18n import _
 from appliance.layout import Home
 
 if TYPE_CHECKING:
+    from tuf.api.metadata import Targets
+
     from appliance.cli.console import Console
+    from appliance.trust.fingerprint import Fingerprint
 
 
 @click.group(help=_("Keys, the m-of-n root, the pinned fingerprint."))
@@ -20,60 +25,11 @@ def trust() -> None:
     """Group of the commands below."""
 
 
-@trust.command(help=_("Make an m-of-n root and signing keys (on the supplier's side)."))
-@with_console
-@click.option("--threshold", default=2, show_default=True, help=_("Root keys that must sign."))
-@click.option("--keys", default=3, show_default=True, help=_("Root keys to make."))
-@click.option(
-    "--out",
-    "folder",
-    required=True,
-    type=click.Path(path_type=Path, file_okay=False),
-    help=_("Folder for keys and roots."),
-)
-@click.option("--demo", is_flag=True, help=_("Passphrase-free keys, labelled so to every site."))
-@click.option("--passphrase-fd", type=int, help=_("Read the passphrase from this descriptor."))
-def init(
-    console: Console,
-    *,
-    threshold: int,
-    keys: int,
-    folder: Path,
-    demo: bool,
-    passphrase_fd: int | None,
-) -> None:
-    """Make keys and the first root."""
-    from appliance.trust.passphrase import new_passphrase_source
-    from appliance.trust.repository import Repository, Threshold
-
-    quorum = Threshold(threshold, keys)
-    if demo:
-        repository = Repository.create_demo(folder, quorum)
-    else:
-        repository = Repository.create(folder, quorum, new_passphrase_source(passphrase_fd))
-    fingerprint = repository.fingerprint
-    lines = [
-        _("A root of {threshold} of {keys} keys is in {folder}.").format(
-            threshold=threshold, keys=keys, folder=folder
-        ),
-        _("Fingerprint: {fingerprint}").format(fingerprint=fingerprint),
-        _("These are demo keys without a passphrase; every site that pins them is told.")
-        if demo
-        else _("Move keys/root-*.pem to separate media now; signing bundles does not need them."),
-        _("Give the fingerprint to your sites by another way than the bundle:"),
-        f"  sovctl trust pin {fingerprint.hex}",
-    ]
-    value = {
-        "folder": str(folder),
-        "fingerprint": fingerprint.hex,
-        "threshold": threshold,
-        "keys": keys,
-        "demo": demo,
-    }
-    console.result(value, "\n".join(lines))
+for _command in (key, init, sign, publish, rotate, revoke):
+    trust.add_command(_command)
 
 
-@trust.command(help=_("Show what this installation trusts, or the fingerprint of signing keys."))
+@trust.command(help=_("Show what this installation trusts, or a supplier's keys."))
 @with_console
 @click.option(
     "--keys",
@@ -81,64 +37,123 @@ def init(
     type=click.Path(path_type=Path, file_okay=False),
     help=_("Folder of signing keys to show instead."),
 )
-def show(console: Console, *, folder: Path | None) -> None:
-    """Show a fingerprint."""
-    if folder is not None:
-        _show_keys(console, folder)
-    else:
-        _show_pin(console)
+@click.option("--qr", is_flag=True, help=_("The fingerprint for paper: words and a QR code."))
+def show(console: Console, *, folder: Path | None, qr: bool) -> None:
+    """Show who may sign, and the fingerprint."""
+    shown = _keys_shown(folder) if folder is not None else _pin_shown()
+    if qr and shown.fingerprint is not None:
+        from appliance.cli.trust_words import fingerprint_on_paper
+
+        console.result(shown.value, fingerprint_on_paper(shown.fingerprint))
+        return
+    console.result(shown.value, "\n".join(shown.lines))
 
 
-def _show_keys(console: Console, folder: Path) -> None:
+@dataclass(frozen=True)
+class _Shown:
+    fingerprint: Fingerprint | None
+    value: dict[str, Any]
+    lines: list[str]
+
+
+def _keys_shown(folder: Path) -> _Shown:
+    from tuf.api.metadata import Targets
+
+    from appliance.cli import trust_words as words
     from appliance.trust.passphrase import passphrase_source
     from appliance.trust.repository import DEMO_FIELD, Repository
+    from appliance.trust.revocations import Revocations
 
     repository = Repository.open(folder, passphrase_source())
     root = repository.root
     role = root.roles["root"]
+    revocations = Revocations.parse(repository.revocations())
+    roles = words.roles_as_json(root, Targets(delegations=repository.delegations))
     value = {
         "fingerprint": repository.fingerprint.hex,
+        "words": list(repository.fingerprint.words),
         "version": root.version,
         "threshold": role.threshold,
         "keys": len(role.keyids),
         "expires": root.expires.isoformat(),
         "demo": root.unrecognized_fields.get(DEMO_FIELD) is True,
+        "roles": roles,
+        "revoked": words.revocations_as_json(revocations),
     }
-    text = _("Fingerprint: {fingerprint}\nRoot {version}, {needed} of {keys} keys, until {until}")
-    shown = text.format(
-        fingerprint=repository.fingerprint,
+    text = _("Root {version}, {needed} of {keys} keys, until {until}").format(
         version=root.version,
         needed=role.threshold,
         keys=len(role.keyids),
         until=f"{root.expires:%Y-%m-%d}",
     )
-    console.result(value, shown + (_("\nDemo keys.") if value["demo"] else ""))
+    lines = [
+        _("Fingerprint: {fingerprint}").format(fingerprint=repository.fingerprint),
+        *words.words_in_rows(repository.fingerprint.words),
+        text,
+        *([_("Demo keys.")] if value["demo"] else []),
+        *words.roles_in_words(roles),
+        _("Revoked:"),
+        *words.revocations_in_words(revocations),
+    ]
+    return _Shown(repository.fingerprint, value, lines)
 
 
-def _show_pin(console: Console) -> None:
-    from appliance.trust.pin import load_state
+def _pin_shown() -> _Shown:
+    from tuf.api.metadata import Metadata, Root
 
-    state = load_state(Home.from_environment().trust)
+    from appliance.cli import trust_words as words
+    from appliance.trust.fingerprint import Fingerprint
+    from appliance.trust.pin import load_revocations, load_state
+
+    home = Home.from_environment()
+    state = load_state(home.trust)
+    revocations = load_revocations(home.trust)
+    root = Metadata[Root].from_bytes(state.root).signed if state.root else None
+    roles = words.roles_as_json(root, _delegator(home)) if root else {}
     value = {
         "pinned": state.pin.hex if state.pin else None,
+        "words": list(state.pin.words) if state.pin else None,
+        "root": Fingerprint.of(root).hex if root else None,
+        "expires": root.expires.isoformat() if root else None,
+        "roles": roles,
         "bundles_seen": sorted(state.seen),
         "latest_time_seen": state.clock.isoformat() if state.clock else None,
+        "revoked": words.revocations_as_json(revocations),
     }
     if state.pin is None:
-        text = _("Nothing is trusted here yet. Run 'sovctl trust pin FINGERPRINT'.")
-    else:
-        text = _("Pinned: {pin}\nBundles seen: {bundles}").format(
-            pin=state.pin, bundles=", ".join(sorted(state.seen)) or _("none")
-        )
-    console.result(value, text)
+        nothing = _("Nothing is trusted here yet. Run 'sovctl trust pin FINGERPRINT'.")
+        return _Shown(None, value, [nothing])
+    lines = [
+        _("Pinned: {pin}").format(pin=state.pin),
+        *words.words_in_rows(state.pin.words),
+        _("Bundles seen: {bundles}").format(bundles=", ".join(sorted(state.seen)) or _("none")),
+    ]
+    if root is not None:
+        until = _("Root {version}, until {until}")
+        lines.append(until.format(version=root.version, until=f"{root.expires:%Y-%m-%d}"))
+        lines += words.roles_in_words(roles)
+    lines += [_("Revoked:"), *words.revocations_in_words(revocations)]
+    return _Shown(state.pin, value, lines)
+
+
+def _delegator(home: Home) -> Targets | None:
+    """The targets role of the release in use, which says who may sign what; None: none yet."""
+    from tuf.api.exceptions import RepositoryError
+    from tuf.api.metadata import Metadata, Targets
+
+    try:
+        data = (home.current / "metadata" / "targets.json").read_bytes()
+        return Metadata[Targets].from_bytes(data).signed
+    except (OSError, RepositoryError):
+        return None
 
 
 @trust.command(help=_("Trust bundles signed under the root with this fingerprint."))
 @with_console
-@click.argument("fingerprint", nargs=-1, required=True)
+@click.argument("fingerprint", nargs=-1, required=True, metavar="FINGERPRINT")
 @click.option("--replace", is_flag=True, help=_("Forget the root trusted before."))
 def pin(console: Console, *, fingerprint: tuple[str, ...], replace: bool) -> None:
-    """Pin a root. The fingerprint may be typed in groups."""
+    """Pin a root. The fingerprint may be typed in groups of digits, or as its 32 words."""
     from appliance.trust import pin as pins
     from appliance.trust.fingerprint import Fingerprint
 

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from appliance.bundle.revoked import refuse_revoked
 from appliance.cluster import environment, pki, sizing
 from appliance.cluster.files import open_log, read_object, tail, write_whole
 from appliance.cluster.processes import ProcessName
@@ -79,8 +80,8 @@ def start(
     """Start the release in the folder ``release`` and wait until it is healthy.
 
     ``port`` is on 127.0.0.1; 0 lets the kernel choose. Raises :class:`SealUnavailable`,
-    :class:`PortTaken`, :class:`ReleaseForeign`, :class:`StartFailed` or :class:`SealBroken`, and
-    leaves nothing running then.
+    :class:`PortTaken`, :class:`ReleaseForeign`, :class:`ReleaseRevoked`, :class:`StartFailed` or
+    :class:`SealBroken`, and leaves nothing running then.
     """
     if sealed:
         seal.check_supported()
@@ -169,12 +170,13 @@ def _launch(home: Home, release: Path, port: int, sealed: bool) -> ProcessName:
 
 
 def _check_release(home: Home, release: Path) -> None:
-    """Only what lies under ``releases``, which cannot be written inside, is run.
+    """Only what lies under ``releases``, which cannot be written inside, is run; nothing revoked.
 
     ``current`` is a link that a job could have pointed at a folder of its own.
     """
     if release.resolve().parent != home.releases.resolve():
         raise ReleaseForeign(release=release.resolve())
+    refuse_revoked(home, release.resolve())
 
 
 def _supervisor_argv(home: Home, release: Path, port: int, sealed: bool) -> list[str]:

@@ -24,7 +24,7 @@ from appliance.store.blobs import Store
 from appliance.store.releases import ReleaseContent
 from appliance.trust.fingerprint import Fingerprint
 from appliance.trust.pin import load_state, pin, save_state
-from appliance.trust.verifier import Verified, Verifier
+from appliance.trust.verifier import Emergency, Verified, Verifier
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,17 +60,19 @@ class Admitted:
 
 
 @contextmanager
-def admit(path: Path, home: Home, fingerprint: Fingerprint | None) -> Iterator[Admitted]:
+def admit(
+    path: Path, home: Home, fingerprint: Fingerprint | None, emergency: Emergency | None = None
+) -> Iterator[Admitted]:
     """Open and judge the bundle at ``path``; changes nothing.
 
-    ``fingerprint`` is what the operator trusts, where nothing is pinned yet. Raises what
-    :func:`appliance.bundle.load.judge` raises.
+    ``fingerprint`` is what the operator trusts, where nothing is pinned yet; in an ``emergency`` an
+    expired bundle passes. Raises what :func:`appliance.bundle.load.judge` raises.
     """
     state = load_state(home.trust)
     newly = state.pin is None
     if fingerprint is not None:
         state = state.pinned_to(fingerprint)
-    verifier = Verifier(state)
+    verifier = Verifier(state, emergency=emergency)
     with BundleReader(path) as reader:
         content, verified = judge(reader, verifier)
         assert state.pin is not None  # or there was nothing to judge by

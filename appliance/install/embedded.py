@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from appliance.bundle.load import RESERVE
+from appliance.bundle.revoked import refuse_revoked
 from appliance.errors import (
     ApplianceError,
     BundleWithoutRuntime,
@@ -29,7 +30,7 @@ from appliance.errors import (
     WrongPlatform,
 )
 from appliance.i18n import _
-from appliance.install import preflight
+from appliance.install import break_glass, preflight
 from appliance.install.bundle_in import Admitted
 from appliance.install.execute import Act, execute
 from appliance.install.home import claim
@@ -194,6 +195,7 @@ class Installation:
         claim(self._home)
         if not plan.pending:
             self._pin()
+            self._break_glass()
         execute(plan, self._acts(), self._go_back, self._journal, progress)
         self._bundle.remember()
 
@@ -218,6 +220,7 @@ class Installation:
         if problem is not None:
             raise problem
         self._pin()
+        self._break_glass()
         self._store.clean()
 
     def _pin(self) -> None:
@@ -225,6 +228,14 @@ class Installation:
         if self._bundle.newly_pinned:
             self._bundle.pin()
             record(self._home, "trust.pin", {"root": self._bundle.verified.fingerprint.hex})
+
+    def _break_glass(self) -> None:
+        """Put it on the ledger that something expired is let in, before any of it is loaded."""
+        given, expired = self._bundle.verified.emergency, self._bundle.verified.expired
+        if given is not None and expired:
+            subject = break_glass.subject(self._manifest.digest, given, expired)
+            record(self._home, "trust.break-glass", subject)
+            break_glass.remember(self._home, self.release_id, given, expired)
 
     def _blobs(self, progress: Progress) -> None:
         self._bundle.load(progress)
@@ -244,6 +255,7 @@ class Installation:
         record(self._home, "release.install", {"release": self.release_id})
 
     def _activate(self, progress: Progress) -> None:
+        refuse_revoked(self._home, self._releases.get(self.release_id).folder)
         self._cluster.stop(progress)
         self._releases.activate(self.release_id)
         subject = {"release": self.release_id}
@@ -259,6 +271,7 @@ class Installation:
 
     def _go_back(self, release_id: str, progress: Progress) -> None:
         self._cluster.stop(progress)
+        refuse_revoked(self._home, self._releases.get(release_id).folder)
         release = self._releases.activate(release_id)
         record(self._home, "release.activate", {"release": release_id, "replaces": self.release_id})
         if self._request.start:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.cluster import lifecycle
 from appliance.errors import ApplianceError, NotInstalled
+from appliance.install.break_glass import broken_for
 from appliance.install.embedded import journal_of
 from appliance.install.lock import holder
 from appliance.ledger.files import LedgerFiles
@@ -38,7 +39,8 @@ class LedgerHead:
 class Overview:
     """The state of one installation. ``disk`` is bytes by area; ``live`` is the gateway's own
     account (nodes, models, adapters, jobs, seal), empty when it does not answer; ``busy`` is the
-    command that holds the lock and ``interrupted`` the release a broken-off install was making."""
+    command that holds the lock and ``interrupted`` the release a broken-off install was making;
+    ``break_glass`` why and past what expiry the release in use was let in."""
 
     home: str
     phase: str
@@ -56,6 +58,7 @@ class Overview:
     busy: str | None
     interrupted: str | None
     problem: str | None = None
+    break_glass: Mapping[str, Any] | None = None
     live: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
@@ -101,6 +104,7 @@ def look(home: Home, ask: Callable[[], Mapping[str, Any]]) -> Overview:
         busy=f"{owner.command} ({owner.pid})" if owner else None,
         interrupted=unfinished.release if unfinished and not owner else None,
         problem=problem,
+        break_glass=broken_for(home, current.id if current else None),
         live=live,
     )
 

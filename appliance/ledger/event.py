@@ -41,6 +41,7 @@ _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_asci
 #: What is recorded today (docs/architecture.md, Ledger). A new action needs no new format.
 ACTIONS = (
     "trust.pin",
+    "trust.break-glass",
     "bundle.load",
     "release.install",
     "release.activate",

@@ -4,6 +4,9 @@ It is the SHA-256 of the canonical form of the *signed* part of TUF's root metad
 signature to a root does not change it. Shown in groups of eight, compared without them:
 
     3f6c0d1e 9a0b… (8 groups of 8 hexadecimal digits)
+
+For the telephone there are words (:mod:`appliance.trust.wordlist`), for paper a QR code of the
+digits; whichever a person types back is understood.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from securesystemslib.formats import encode_canonical
 from tuf.api.metadata import Root
 
 from appliance.errors import FingerprintMalformed
+from appliance.trust import wordlist
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +37,22 @@ class Fingerprint:
 
     @classmethod
     def parse(cls, text: str) -> Fingerprint:
-        """What a person typed. Raises :class:`FingerprintMalformed`."""
+        """What a person typed, in digits or words. Raises :class:`FingerprintMalformed`."""
         digits = re.sub(r"[\s:-]", "", text.strip().lower().removeprefix("sha256:"))
-        if not re.fullmatch(r"[0-9a-f]{64}", digits):
+        if re.fullmatch(r"[0-9a-f]{64}", digits):
+            return cls(digits)
+        try:
+            heard = wordlist.heard(text)
+        except ValueError as error:
+            raise FingerprintMalformed(fingerprint=text) from error
+        if len(heard) != 32:
             raise FingerprintMalformed(fingerprint=text)
-        return cls(digits)
+        return cls(heard.hex())
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """32 words, to be read out and typed back."""
+        return tuple(wordlist.say(bytes.fromhex(self.hex)))
 
     def matches(self, other: Fingerprint) -> bool:
         """Compare in constant time."""

@@ -19,6 +19,7 @@ Passphrase = Callable[[], bytes]
 """Called at most once for each key that is encrypted."""
 
 VARIABLE = "SOVCTL_PASSPHRASE_FILE"
+PIN_VARIABLE = "SOVCTL_PIN_FILE"
 
 
 def passphrase_source(descriptor: int | None = None) -> Passphrase:
@@ -29,6 +30,20 @@ def passphrase_source(descriptor: int | None = None) -> Passphrase:
 def new_passphrase_source(descriptor: int | None = None) -> Passphrase:
     """A source for making keys: a prompt asks twice."""
     return _Source(descriptor, _prompt_twice)
+
+
+def token_pin(passphrase: Passphrase) -> Passphrase:
+    """Where a token's PIN comes from: the file ``SOVCTL_PIN_FILE`` names, else as a passphrase."""
+    named = os.environ.get(PIN_VARIABLE)
+    return (lambda: _first_line(named)) if named else passphrase
+
+
+def _first_line(path: str) -> bytes:
+    try:
+        with Path(path).open("rb") as file:
+            return file.readline().rstrip(b"\r\n")
+    except OSError as error:
+        raise FileUnreadable(path=path, reason=error.strerror or str(error)) from error
 
 
 class _Source:
@@ -50,11 +65,7 @@ class _Source:
             with os.fdopen(os.dup(self._descriptor), "rb") as file:
                 secret = file.readline()
         elif named:
-            try:
-                with Path(named).open("rb") as file:
-                    secret = file.readline()
-            except OSError as error:
-                raise FileUnreadable(path=named, reason=error.strerror or str(error)) from error
+            secret = _first_line(named)
         elif sys.stdin.isatty():
             secret = self._prompt()
         else:

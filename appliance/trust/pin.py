@@ -3,7 +3,7 @@
     pin                              the fingerprint a person typed, 64 hexadecimal digits
     root.json                        the newest root reached from it
     clock                            the latest time ever seen here, RFC 3339
-    bundles/<name>/timestamp.json snapshot.json       the newest seen of that bundle
+    bundles/<name>/timestamp.json snapshot.json revocations.json     the newest seen of that bundle
 
 :class:`TrustState` is a value; :func:`load_state` and :func:`save_state` are its only I/O.
 """
@@ -21,16 +21,27 @@ from tuf.api.metadata import Metadata, Root
 
 from appliance.errors import FingerprintMalformed, TrustPinDiffers, TrustStateDamaged
 from appliance.trust.fingerprint import Fingerprint
+from appliance.trust.revocations import MEMBER, Revocations
 
 
 @dataclass(frozen=True)
 class TrustState:
-    """``seen`` maps a bundle's name to its newest ``timestamp.json`` and ``snapshot.json``."""
+    """``seen`` maps a bundle's name to its newest ``timestamp.json``, ``snapshot.json`` and, if it
+    brought one, ``revocations.json``."""
 
     pin: Fingerprint | None = None
     root: bytes | None = None
     clock: datetime | None = None
     seen: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
+
+    @property
+    def revocations(self) -> Revocations:
+        """All that any bundle seen here revoked. Raises ``ValueError`` for a damaged list."""
+        union = Revocations()
+        for files in self.seen.values():
+            if MEMBER in files:
+                union = union.union(Revocations.parse(files[MEMBER]))
+        return union
 
     def pinned_to(self, fingerprint: Fingerprint) -> TrustState:
         """This state under a pin. Raises :class:`TrustPinDiffers` if it has another one.
@@ -64,6 +75,18 @@ def load_state(folder: Path) -> TrustState:
         )
     except (FingerprintMalformed, ValueError) as error:
         raise TrustStateDamaged(path=folder, reason="A file in it is not readable.") from error
+
+
+def load_revocations(folder: Path) -> Revocations:
+    """All that is revoked here. Raises :class:`TrustStateDamaged`: unreadable is not empty."""
+    union = Revocations()
+    for path in sorted((folder / "bundles").glob(f"[!.]*/{MEMBER}")):
+        data = _read(path)
+        try:
+            union = union.union(Revocations.parse(data or b""))
+        except ValueError as error:
+            raise TrustStateDamaged(path=path, reason="It is not a list.") from error
+    return union
 
 
 def save_state(folder: Path, state: TrustState) -> None:

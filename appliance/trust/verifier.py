@@ -13,6 +13,14 @@ metadata must be canonical JSON, every signature in it must be by a known key an
 root in the bundle must follow from the one before; so no bit of ``metadata/`` is free.
 
 *Time does not go back.* Expiry is judged at the later of the clock and the latest time seen here.
+
+*Two say yes.* Each artefact is signed by its own delegated role (``models``, ``adapters``, …)
+besides the targets role, which signs the bundle as a whole.
+
+*Taken back is taken back.* What a bundle's list of revocations or one seen here before names is
+refused, whoever signed it.
+
+In an emergency (:class:`Emergency`) an expired bundle may pass; nothing else does.
 """
 
 from __future__ import annotations
@@ -21,9 +29,9 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import rfc8785
@@ -43,6 +51,7 @@ from tuf.ngclient.config import EnvelopeType
 
 from appliance.errors import (
     BundleExpired,
+    BundleRevoked,
     BundleRolledBack,
     BundleTampered,
     BundleUnsigned,
@@ -50,12 +59,27 @@ from appliance.errors import (
     TrustNotPinned,
     TrustStateDamaged,
 )
+from appliance.manifests.bundle import ROLES, BundleManifest
 from appliance.trust import statement
 from appliance.trust.fingerprint import Fingerprint
+from appliance.trust.model_signature import ModelSignatureInvalid, Publisher, key_id_of_pem
 from appliance.trust.pin import TrustState
 from appliance.trust.repository import DEMO_FIELD
+from appliance.trust.revocations import MEMBER as REVOCATIONS
+from appliance.trust.revocations import Revocations
 
 _ROLE_FILES = ("timestamp.json", "snapshot.json", "targets.json")
+_DELEGATED_FILES = tuple(f"{role}.json" for role in ROLES)
+
+ReadManifest = Callable[[], BundleManifest]
+"""Parses ``bundle.json``; called once its signature holds, not before."""
+
+
+@dataclass(frozen=True)
+class Emergency:
+    """Somebody broke the glass: what has expired may pass, for the ``reason`` they gave."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -71,7 +95,10 @@ class Verified:
     """A bundle's signatures hold. ``state`` is what to save once the bundle is really taken in.
 
     ``public_keys`` maps signed member names (``signatures/<model>.oms.json``) to the PEM key that
-    the targets role says they verify with. ``expires`` is when the first signature runs out.
+    the targets role says they verify with, and ``publishers`` maps ``upstream/<model>.oms.json`` to
+    whose signature that must be. ``expires`` is when the first signature runs out; ``at`` the
+    moment everything was judged by; ``expired`` what had run out before, in an emergency only:
+    member → when. ``revocations`` is all that is revoked here from now on.
     """
 
     bundle: str
@@ -81,6 +108,11 @@ class Verified:
     expires: datetime
     demo: bool
     public_keys: Mapping[str, bytes]
+    publishers: Mapping[str, Publisher]
+    at: datetime
+    emergency: Emergency | None
+    expired: Mapping[str, datetime]
+    revocations: Revocations
     state: TrustState
     signers: Signers
 
@@ -95,39 +127,79 @@ class Verified:
 class Verifier:
     """Judges bundles by a :class:`TrustState` at one moment. Pure: it changes nothing anywhere."""
 
-    def __init__(self, state: TrustState, now: datetime | None = None) -> None:
+    def __init__(
+        self, state: TrustState, now: datetime | None = None, emergency: Emergency | None = None
+    ) -> None:
         self._state = state
+        self._emergency = emergency
         clock = now or datetime.now(UTC)
         self._now = max(clock, state.clock) if state.clock else clock
 
     def verify(
-        self, label: object, metadata: Mapping[str, bytes], members: Mapping[str, bytes]
+        self,
+        label: object,
+        metadata: Mapping[str, bytes],
+        members: Mapping[str, bytes],
+        manifest: ReadManifest,
     ) -> Verified:
         """Judge ``metadata`` (TUF file name → bytes) over ``members`` (member name → bytes).
 
         ``label`` names the bundle in errors: :class:`TrustNotPinned`, :class:`BundleUnsigned`,
         :class:`BundleUntrusted`, :class:`BundleExpired`, :class:`BundleRolledBack`,
-        :class:`BundleTampered`, :class:`TrustStateDamaged`.
+        :class:`BundleTampered`, :class:`BundleRevoked`, :class:`TrustStateDamaged`; and what
+        ``manifest`` raises.
         """
         if self._state.pin is None:
             raise TrustNotPinned(bundle=label)
         bundle = _Signed(label, metadata)
         try:
-            return self._judge(bundle, members)
+            return self._judge(bundle, members, manifest)
         except (TypeError, AttributeError, KeyError, ValueError) as error:
             # The libraries check signatures before they check types: hostile JSON gets this far.
             raise bundle.tampered("metadata", "a value in it has the wrong type") from error
 
-    def _judge(self, bundle: _Signed, members: Mapping[str, bytes]) -> Verified:
+    def _judge(
+        self, bundle: _Signed, members: Mapping[str, bytes], manifest: ReadManifest
+    ) -> Verified:
         chain = bundle.roots()
+        bundle.check_names(chain)
         bundle.check_signatures(chain)
         anchor = self._anchor(bundle, chain)
+        at = self._moment(bundle, chain)
         # First without history: only a verified name may choose which history applies.
-        first = self._walk(bundle, anchor, {})
+        first = self._walk(bundle, anchor, {}, at)
         name = _bundle_name(bundle, first.targets, members)
-        final = self._walk(bundle, anchor, self._state.seen.get(name, {}))
+        seen = self._state.seen.get(name, {})
+        final = self._walk(bundle, anchor, seen, at)
         _check_members(bundle, final.targets, members)
-        return self._verdict(bundle, final, name, chain)
+        parsed = manifest()
+        _check_artefacts(bundle, final, parsed)
+        revocations = self._revocations(bundle, members, seen)
+        revoked = revocations.judge(parsed, bundle.signing_keys(final.targets))
+        if revoked is not None:
+            raise bundle.revoked(f"{revoked}.")
+        return self._verdict(bundle, chain, members, _Findings(final, name, at, revocations))
+
+    def _moment(self, bundle: _Signed, chain: list[Metadata[Root]]) -> datetime:
+        """The time expiry is judged by: now, or in an emergency just before the first expiry."""
+        if self._emergency is None:
+            return self._now
+        first = min(bundle.expiries(chain).values())
+        return min(self._now, first - timedelta(seconds=1))
+
+    def _revocations(
+        self, bundle: _Signed, members: Mapping[str, bytes], seen: Mapping[str, bytes]
+    ) -> Revocations:
+        """All that is revoked: by this bundle, and by what was seen here."""
+        try:
+            data = members.get(REVOCATIONS)
+            ours = Revocations.parse(data) if data is not None else Revocations()
+        except ValueError as error:
+            raise bundle.tampered(REVOCATIONS, "it is not a list of revocations") from error
+        before = seen.get(REVOCATIONS)
+        if before is not None and not ours.follows(Revocations.parse(before)):
+            raise bundle.rolled_back("Its list of what is revoked lacks what was seen here.")
+        return self._state.revocations.union(ours)
 
     def _anchor(self, bundle: _Signed, chain: list[Metadata[Root]]) -> list[bytes]:
         """The trusted root and the bundle's roots after it, oldest first."""
@@ -148,12 +220,12 @@ class Verifier:
         raise bundle.untrusted(f"Pinned is {self._state.pin}; its root is {found}.")
 
     def _walk(
-        self, bundle: _Signed, roots: list[bytes], seen: Mapping[str, bytes]
+        self, bundle: _Signed, roots: list[bytes], seen: Mapping[str, bytes], at: datetime
     ) -> TrustedMetadataSet:
         """The client workflow of the TUF specification, section 5, over bytes in memory."""
         try:
             trusted = TrustedMetadataSet(roots[0], EnvelopeType.METADATA)
-            trusted.reference_time = self._now
+            trusted.reference_time = at
             for root in roots[1:]:
                 trusted.update_root(root)
             _remember(trusted, Timestamp.type, seen)
@@ -165,8 +237,11 @@ class Verifier:
             _remember(trusted, Snapshot.type, seen)
             trusted.update_snapshot(bundle.file("snapshot.json"))
             trusted.update_targets(bundle.file("targets.json"))
+            for role in ROLES:
+                data = bundle.file(f"{role}.json")
+                trusted.update_delegated_targets(data, role, Targets.type)
         except ExpiredMetadataError as error:
-            raise bundle.expired(self._now) from error
+            raise bundle.expired(self._now, bundle.roots()) from error
         except BadVersionNumberError as error:
             raise bundle.rolled_back(f"{error}.") from error
         except UnsignedMetadataError as error:
@@ -180,33 +255,52 @@ class Verifier:
     def _verdict(
         self,
         bundle: _Signed,
-        trusted: TrustedMetadataSet,
-        name: str,
         chain: list[Metadata[Root]],
+        members: Mapping[str, bytes],
+        found: _Findings,
     ) -> Verified:
+        trusted, name = found.trusted, found.name
         root = trusted.root
         newest = self._state.root
         if newest is None or root.version == len(chain):
             newest = bundle.root_bytes(root.version)
         seen = {n: bundle.file(n) for n in ("timestamp.json", "snapshot.json")}
+        if REVOCATIONS in members:
+            seen[REVOCATIONS] = members[REVOCATIONS]
         state = replace(
             self._state,
             root=newest,
             clock=self._now,
             seen={**self._state.seen, name: seen},
         )
-        roles: list[Signed] = [root, trusted.timestamp, trusted.snapshot, trusted.targets]
+        expiries = bundle.expiries(chain)
+        expired = {f"metadata/{n}": t for n, t in expiries.items() if t <= self._now}
         return Verified(
             bundle=name,
             fingerprint=Fingerprint.of(root),
             root_version=root.version,
             version=trusted.targets.version,
-            expires=min(role.expires for role in roles),
+            expires=min(expiries.values()),
             demo=root.unrecognized_fields.get(DEMO_FIELD) is True,
             public_keys=_public_keys(trusted.targets),
+            publishers=_publishers(trusted.targets),
+            at=found.at,
+            emergency=self._emergency,
+            expired=expired,
+            revocations=found.revocations,
             state=state,
             signers=Signers(_keys_of(root, Targets.type), root.roles[Targets.type].threshold),
         )
+
+
+@dataclass(frozen=True)
+class _Findings:
+    """What the signatures of a bundle say, once they hold."""
+
+    trusted: TrustedMetadataSet
+    name: str
+    at: datetime
+    revocations: Revocations
 
 
 class _Signed:
@@ -254,6 +348,30 @@ class _Signed:
             chain.append(Metadata(metadata.signed, metadata.signatures))
         return chain
 
+    def check_names(self, chain: list[Metadata[Root]]) -> None:
+        """There is no file that is not one of the roots, of the roles or of the delegated roles."""
+        roots = {f"{number}.root.json" for number in range(1, len(chain) + 1)}
+        for name in self._files.keys() - roots - {*_ROLE_FILES, *_DELEGATED_FILES}:
+            raise self.tampered(f"metadata/{name}", "it is no part of a bundle's metadata")
+
+    def expiries(self, chain: list[Metadata[Root]]) -> dict[str, datetime]:
+        """File name → when it runs out, of all that must still hold."""
+        found = {f"{len(chain)}.root.json": chain[-1].signed.expires}
+        for name in (*_ROLE_FILES, *_DELEGATED_FILES):
+            found[name] = self.parse(name).signed.expires
+        return found
+
+    def signing_keys(self, targets: Targets) -> set[str]:
+        """The ids of the keys that signed the bundle, its artefacts and its models."""
+        metadata = (self.parse(name) for name in (*_ROLE_FILES, *_DELEGATED_FILES))
+        keys = {keyid for each in metadata for keyid in each.signatures}
+        for name, pem in _public_keys(targets).items():
+            try:
+                keys.add(key_id_of_pem(pem))
+            except ModelSignatureInvalid as error:
+                raise self.tampered(name, str(error)) from error
+        return keys
+
     def check_signatures(self, chain: list[Metadata[Root]]) -> None:
         """Every signature is by a key its delegator names, valid, and in its one allowed form."""
         for number, metadata in enumerate(chain):
@@ -271,6 +389,22 @@ class _Signed:
         for name in _ROLE_FILES:
             keys = _keys_of(newest, name.removesuffix(".json"))
             self._check_each(name, self.parse(name), keys)
+        targets = self.parse("targets.json").signed
+        self._check_delegations(targets)
+        for role in ROLES:
+            delegation = targets.delegations.roles[role]
+            known = targets.delegations.keys
+            keys = {k: known[k] for k in delegation.keyids if k in known}
+            self._check_each(f"{role}.json", self.parse(f"{role}.json"), keys)
+
+    def _check_delegations(self, targets: Signed) -> None:
+        """Targets delegate to each of our roles its own paths, for good, and nothing else."""
+        if not isinstance(targets, Targets) or targets.delegations is None:
+            raise self.tampered("metadata/targets.json", "it delegates to nobody")
+        roles = targets.delegations.roles or {}
+        said = [(r.name, r.paths, r.terminating) for r in roles.values()]
+        if said != [(role, [f"{role}/*"], True) for role in ROLES]:
+            raise self.tampered("metadata/targets.json", "it does not delegate as it must")
 
     def _check_each(self, name: str, metadata: Metadata[Any], keys: Mapping[str, Key]) -> None:
         for keyid, signature in metadata.signatures.items():
@@ -292,12 +426,12 @@ class _Signed:
     def rolled_back(self, reason: str) -> BundleRolledBack:
         return BundleRolledBack(bundle=self._label, reason=reason)
 
-    def expired(self, now: datetime) -> BundleExpired:
+    def revoked(self, reason: str) -> BundleRevoked:
+        return BundleRevoked(bundle=self._label, reason=reason)
+
+    def expired(self, now: datetime, chain: list[Metadata[Root]]) -> BundleExpired:
         """Name the part that ran out first."""
-        names = [n for n in (*_ROLE_FILES, *self._files) if n in self._files]
-        expiry = {n: self.parse(n).signed.expires for n in names}
-        newest_root = f"{sum(n.endswith('.root.json') for n in names)}.root.json"
-        out = {n: t for n, t in expiry.items() if n in {*_ROLE_FILES, newest_root}}
+        out = self.expiries(chain)
         name = min(out, key=lambda n: out[n])
         reason = f"{name} held until {out[name]:%Y-%m-%d}; it is {now:%Y-%m-%d} here."
         return BundleExpired(bundle=self._label, reason=reason)
@@ -347,10 +481,51 @@ def _check_members(bundle: _Signed, targets: Targets, members: Mapping[str, byte
             raise bundle.tampered(name, "its digest is not the signed one")
 
 
+def _check_artefacts(
+    bundle: _Signed, trusted: TrustedMetadataSet, manifest: BundleManifest
+) -> None:
+    """Each delegated role lists exactly the artefacts of its kind, with length and SHA-256."""
+    for role in ROLES:
+        delegated = trusted[role]
+        assert isinstance(delegated, Targets)  # it was loaded as such
+        expected = {a.target: a.canonical() for a in manifest.artefacts if a.role == role}
+        for name in sorted(delegated.targets.keys() ^ expected.keys()):
+            reason = f"{name} is signed and missing, or there and not signed"
+            raise bundle.tampered(f"metadata/{role}.json", reason)
+        for name, data in expected.items():
+            target = delegated.targets[name]
+            actual = hashlib.sha256(data).hexdigest()
+            right = hmac.compare_digest(target.hashes.get("sha256", ""), actual)
+            if target.length != len(data) or not right:
+                reason = f"its role did not sign {name} as it is"
+                raise bundle.tampered("bundle.json", reason)
+    named = {"targets.json", *_DELEGATED_FILES}
+    if trusted.snapshot.meta.keys() != named:
+        raise bundle.tampered("metadata/snapshot.json", "it does not list what there is")
+
+
 def _public_keys(targets: Targets) -> dict[str, bytes]:
     keys = {}
-    for name, target in targets.targets.items():
-        custom = target.custom
-        if isinstance(custom, dict) and isinstance(custom.get("public_key"), str):
+    for name, custom in _customs(targets).items():
+        if isinstance(custom.get("public_key"), str):
             keys[name] = custom["public_key"].encode()
     return keys
+
+
+def _publishers(targets: Targets) -> dict[str, Publisher]:
+    """``custom: {"publisher": {"authorities": [PEM …], "keys": [PEM …]}}`` of upstream members."""
+    found = {}
+    for name, custom in _customs(targets).items():
+        publisher = custom.get("publisher")
+        if isinstance(publisher, dict):
+            keys, authorities = publisher.get("keys", []), publisher.get("authorities", [])
+            found[name] = Publisher(
+                keys=tuple(str(pem).encode() for pem in keys),
+                authorities=tuple(str(pem).encode() for pem in authorities),
+            )
+    return found
+
+
+def _customs(targets: Targets) -> dict[str, dict[str, Any]]:
+    customs = {name: target.custom for name, target in targets.targets.items()}
+    return {name: custom for name, custom in customs.items() if isinstance(custom, dict)}

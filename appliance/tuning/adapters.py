@@ -10,8 +10,9 @@ signature. The signature is OpenSSF Model Signing's (:mod:`appliance.trust.model
 other tools can check it too.
 
 :func:`verify` fails closed: registry entry, status, base, every file's digest, signature and card
-must all agree, and there must be no file more and none less. The training job never sees the key:
-what it wrote is hashed and signed by whoever calls :func:`register`.
+must all agree, nothing of it may be revoked, and there must be no file more and none less. The
+training job never sees the key: what it wrote is hashed and signed by whoever calls
+:func:`register`.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from appliance.manifests.bundle import Artefact
 from appliance.registry import Adapter, AdapterStatus, Registry
 from appliance.store.releases import Release
 from appliance.trust import keys, model_signature
+from appliance.trust.pin import load_revocations
 from appliance.tuning.card import AdapterCard
 from appliance.tuning.files import (
     folder_files,
@@ -235,6 +237,7 @@ def _check_content(home: Home, record: Adapter) -> Path:
         if not hmac.compare_digest(tree_digest(files), record.digest):
             raise AdapterRefused(name=name, reason=_("Its files are not the ones registered."))
         pem = public_key(home).read_bytes()
+        _refuse_revoked(home, record, files, pem)
         signed = model_signature.verify((folder / SIGNATURE).read_bytes(), _hex(files), pem)
         card = AdapterCard.model_validate_json((folder / CARD).read_bytes())
     except model_signature.ModelSignatureInvalid as error:
@@ -249,6 +252,18 @@ def _check_content(home: Home, record: Adapter) -> Path:
     if (signed, card.name, card.base.digest) != (name, name, record.base_digest):
         raise AdapterRefused(name=name, reason=_("Its card is that of another adapter."))
     return folder
+
+
+def _refuse_revoked(home: Home, record: Adapter, files: Mapping[str, str], pem: bytes) -> None:
+    """Keep out an adapter that a supplier took back: it, a file of it, its base or its key.
+
+    A list that cannot be read raises ``TrustStateDamaged``: what may be revoked is not loaded.
+    """
+    revocations = load_revocations(home.trust)
+    found = revocations.content(record.digest, record.base_digest, *files.values())
+    found = found or revocations.find("key", model_signature.key_id_of_pem(pem))
+    if found is not None:
+        raise AdapterRefused(name=record.name, reason=_("It was revoked: {0}.").format(found))
 
 
 class _NotExact(ValueError):

@@ -119,7 +119,9 @@ def signed(folder: Path, files: list[BlobRef]) -> tuple[BundleContent, Repositor
     repository = Repository.create_demo(keys, Threshold(2, 3))
     hexes = {file.path: file.hex for file in files}
     signatures = {"m": model_signature.sign(hexes, repository.model_key(), "m")}
-    metadata = repository.sign("bench", signed_members(manifest, b"{}", signatures))
+    metadata = repository.sign(
+        "bench", signed_members(manifest, b"{}", signatures), artefacts=manifest.artefacts
+    )
     return BundleContent(manifest, b"{}", signatures, metadata), repository
 
 

@@ -86,7 +86,8 @@ class Supplier:
         )
         unsigned = BundleContent(manifest, _SBOM)
         members = {n: d for n, d in unsigned.members().items() if not n.startswith("metadata/")}
-        content = BundleContent(manifest, _SBOM, metadata=self.repository.sign(name, members))
+        metadata = self.repository.sign(name, members, artefacts=manifest.artefacts)
+        content = BundleContent(manifest, _SBOM, metadata=metadata)
         path = self.folder / f"{file}.tar"
         write(path, content, store.path, Silent())
         return path

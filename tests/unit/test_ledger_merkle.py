@@ -165,8 +165,8 @@ def test_consistency_is_as_the_rfc_says_and_nothing_else_holds(entries: list[byt
     proof = consistency_proof(old, new, reader(entries))
     assert proof == subproof(old, entries, True)
     assert consistency_holds(old, before, new, root, proof)
-    assert not consistency_holds(old, leaf_hash(b"x"), new, root, proof)
-    assert not consistency_holds(old, before, new, leaf_hash(b"x"), proof)
+    assert not consistency_holds(old, leaf_hash(b"another entry"), new, root, proof)
+    assert not consistency_holds(old, before, new, leaf_hash(b"another entry"), proof)
     assert not consistency_holds(old, before, new, root, [*proof, root])
     if proof:
         assert not consistency_holds(old, before, new, root, proof[:-1])
