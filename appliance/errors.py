@@ -785,6 +785,30 @@ class EpochInvalid(ApplianceError):
     fix = N_("Set it, for example: export SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)")
 
 
+class BootstrapPythonUnfit(ApplianceError):
+    code = "bootstrap-python-unfit"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("sovctl.pyz does not run on {found}.")
+    why = N_("The libraries it carries are for CPython {supported}.")
+    fix = N_("Start it with one of these, such as 'python3.11 sovctl.pyz', or ask your supplier.")
+
+
+class BootstrapFolderUnusable(ApplianceError):
+    code = "bootstrap-folder-unusable"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("sovctl.pyz cannot unpack itself into {path}.")
+    why = N_("{reason}")
+    fix = N_("Name a folder of your own: 'XDG_CACHE_HOME=/path/to/folder ./sovctl.pyz …'.")
+
+
+class BootstrapDamaged(ApplianceError):
+    code = "bootstrap-damaged"
+    exit_code = ExitCode.REFUSED
+    what = N_("{path} cannot be used for sovctl.pyz.")
+    why = N_("{reason}")
+    fix = N_("Copy it anew and compare 'sha256sum' of it with the fingerprint you were given.")
+
+
 # --- tuning -------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pydantic import ValidationError
 
-from appliance.bundle import sbom
+from appliance.bundle import bootstrap, sbom
 from appliance.bundle.cache import BuildCache, Inputs
 from appliance.bundle.format import signed_members
 from appliance.bundle.sources import gguf, icd10cm, paths, wheelhouse
@@ -60,12 +60,16 @@ _MAKERS: Mapping[type, Callable[[ArtefactRecipe, Any, Desk], Made]] = {
 
 @dataclass(frozen=True)
 class Built:
-    """A bundle that was written. ``size`` in bytes, ``seconds`` for the whole build."""
+    """A bundle that was written. ``size`` in bytes, ``seconds`` for the whole build.
+
+    ``bootstrap`` is the ``sovctl.pyz`` beside it, if the recipe asks for one.
+    """
 
     path: Path
     manifest: BundleManifest
     size: int
     seconds: float
+    bootstrap: bootstrap.Written | None = None
 
 
 def build(
@@ -89,14 +93,21 @@ def build(
         local_builds=recipe.local_builds,
     )
     made = [_MAKERS[type(part.source)](part, part.source, desk) for part in recipe.artefacts]
+    carried = bootstrap.prepare(recipe.bootstrap, desk) if recipe.bootstrap else None
     manifest = manifest_of(recipe, made, desk)
     where = {f"sha256:{f.content.hex}": f.content.location for m in made for f in m.files}
     bill = sbom.bill_of(manifest, where)
     signatures = {a.name: _model_signature(a, model_key, cache) for a in manifest.of_kind("model")}
+    pyz = bootstrap.write(carried, beside(out), cache) if carried else None
     members = signed_members(manifest, bill, signatures)
     content = BundleContent(manifest, bill, signatures, repository.sign(manifest.name, members))
     _write_once(out, content, where, cache, progress)
-    return Built(out, manifest, out.stat().st_size, time.monotonic() - started)
+    return Built(out, manifest, out.stat().st_size, time.monotonic() - started, pyz)
+
+
+def beside(out: Path) -> Path:
+    """Where the ``sovctl.pyz`` of a bundle goes."""
+    return out.with_name(out.stem + bootstrap.SUFFIX)
 
 
 def _write_once(
@@ -159,6 +170,7 @@ def build_epoch(recipe: Recipe, recipe_path: Path) -> int:
             raise EpochInvalid(value=given)
         return int(given)
     locks = [a.source.lock for a in recipe.artefacts if isinstance(a.source, PypiSource)]
+    locks += [recipe.bootstrap.lock] if recipe.bootstrap else []
     dates = [read_lock(recipe_path.parent / lock).locked for lock in locks]
     known = [date.timestamp() for date in dates if date]
     return int(max(known, default=time.time()))

@@ -124,6 +124,25 @@ class LocalBuild(_Part):
     index: Annotated[str, Field(pattern=r"^https://[^\s]+$")] | None = None
 
 
+BOOTSTRAP_PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+"""What ``sovctl.pyz`` runs on if the recipe does not say otherwise."""
+
+
+class Bootstrap(_Part):
+    """Write ``sovctl.pyz`` beside the bundle: ``sovctl`` for a machine that has none.
+
+    ``lock`` names the wheels it carries, good for every one of ``pythons``; ``project`` is the
+    source tree of ``sovctl`` itself.
+    """
+
+    lock: LocalPath
+    project: LocalPath
+    pythons: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^3\.(?:1[1-9]|[2-9][0-9])$")], ...],
+        Field(min_length=1, description="write versions from 3.11 on, such as ['3.11', '3.12']"),
+    ] = BOOTSTRAP_PYTHONS
+
+
 class ArtefactRecipe(_Part):
     """One artefact: what it is called in the bundle, under which terms, and its source."""
 
@@ -143,6 +162,7 @@ class Recipe(_Part):
     version: Version
     platform: Platform
     local_builds: tuple[LocalBuild, ...] = ()
+    bootstrap: Bootstrap | None = None
     artefacts: Annotated[tuple[ArtefactRecipe, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
