@@ -17,6 +17,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import rfc8785
 
@@ -126,15 +127,14 @@ def manifest_of(made: Prepared) -> bytes:
     files = {name: _files_of(path) for name, path in made.wheels.items()}
     for names in made.pythons.values():
         _check_apart(names, files)
-    return rfc8785.dumps(
-        {
-            "schema_version": 1,
-            "machine": made.machine,
-            "pythons": {python: list(names) for python, names in made.pythons.items()},
-            "wheels": {name: {"files": rows} for name, rows in files.items()},
-            "errors": errors,
-        }
-    )
+    tree: dict[str, Any] = {
+        "schema_version": 1,
+        "machine": made.machine,
+        "pythons": {python: list(names) for python, names in made.pythons.items()},
+        "wheels": {name: {"files": rows} for name, rows in files.items()},
+        "errors": errors,
+    }
+    return rfc8785.dumps(tree)
 
 
 _Row = tuple[str, int, str, int, str]

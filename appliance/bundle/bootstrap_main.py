@@ -111,7 +111,9 @@ def safe_folder(folder: str) -> str:
 
     With 'sudo' and the caller's HOME, say, the caller could have prepared what root would run.
     """
+    mask = os.umask(0o077)  # what is new on the way is this user's alone as well
     os.makedirs(folder, 0o700, exist_ok=True)
+    os.umask(mask)
     real = path = os.path.realpath(folder)
     while True:
         state = os.lstat(path)
