@@ -35,6 +35,7 @@ def main() -> None:
     """Become ``sovctl``, or print why that cannot be and exit."""
     raw = __loader__.get_data(os.path.join(__loader__.archive, "manifest.json"))  # type: ignore
     manifest = json.loads(raw.decode("utf-8"))
+    mask = os.umask(0o077)  # all folders that are new on the way are this user's alone
     try:
         folder = environment(manifest, hashlib.sha256(raw).hexdigest())
     except Refused as refusal:
@@ -43,6 +44,7 @@ def main() -> None:
         reason = "%s: %s." % (error.filename or "It", error.strerror or error)
         unusable = Refused("bootstrap-folder-unusable", path=base_folder(), reason=reason)
         sys.exit(report(unusable, manifest))
+    os.umask(mask)
     python = os.path.join(folder, _INTERPRETER)
     os.execv(python, [python, "-I", "-m", "appliance.cli.main", *sys.argv[1:]])  # noqa: S606
 
@@ -111,9 +113,7 @@ def safe_folder(folder: str) -> str:
 
     With 'sudo' and the caller's HOME, say, the caller could have prepared what root would run.
     """
-    mask = os.umask(0o077)  # what is new on the way is this user's alone as well
     os.makedirs(folder, 0o700, exist_ok=True)
-    os.umask(mask)
     real = path = os.path.realpath(folder)
     while True:
         state = os.lstat(path)

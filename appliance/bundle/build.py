@@ -13,7 +13,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,14 +23,22 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pydantic import ValidationError
 
-from appliance.bundle import bootstrap, sbom
+from appliance.bundle import bootstrap, provenance, sbom
 from appliance.bundle.cache import BuildCache, Inputs
-from appliance.bundle.format import signed_members
+from appliance.bundle.format import PROVENANCE, signed_members
+from appliance.bundle.licence_policy import Licensed, judge, licensed_in
+from appliance.bundle.licences import read_wheel
 from appliance.bundle.sources import gguf, icd10cm, paths, wheelhouse
 from appliance.bundle.sources.desk import Desk, Made
 from appliance.bundle.sources.pins import read_lock
 from appliance.bundle.writer import BundleContent, write
-from appliance.errors import DiskFull, EpochInvalid, FileUnreadable, PermissionRefused
+from appliance.errors import (
+    DiskFull,
+    EpochInvalid,
+    FileUnreadable,
+    LicenceDenied,
+    PermissionRefused,
+)
 from appliance.i18n import _
 from appliance.manifests.bundle import Artefact, BlobRef, BundleManifest
 from appliance.manifests.document import load
@@ -44,6 +52,7 @@ from appliance.manifests.recipe import (
 )
 from appliance.trust import model_signature
 from appliance.trust.repository import Repository
+from appliance.trust.statement import IN_TOTO
 
 if TYPE_CHECKING:
     from appliance.progress import Progress
@@ -96,11 +105,16 @@ def build(
     carried = bootstrap.prepare(recipe.bootstrap, desk) if recipe.bootstrap else None
     manifest = manifest_of(recipe, made, desk)
     where = {f"sha256:{f.content.hex}": f.content.location for m in made for f in m.files}
-    bill = sbom.bill_of(manifest, where)
+    bill = sbom.bill_of(manifest, where, recipe.licences)
+    _check_licences(recipe, recipe_path, [*licensed_in(bill), *_licensed(carried)])
     signatures = {a.name: _model_signature(a, model_key, cache) for a in manifest.of_kind("model")}
     pyz = bootstrap.write(carried, beside(out), cache) if carried else None
-    members = signed_members(manifest, bill, signatures)
-    content = BundleContent(manifest, bill, signatures, repository.sign(manifest.name, members))
+    inputs = provenance.inputs_of(recipe_path, recipe, manifest.artefacts)
+    payload = provenance.statement(manifest, inputs, [pyz] if pyz else [])
+    others = {PROVENANCE: repository.statement(payload, IN_TOTO)}
+    members = signed_members(manifest, bill, signatures, others)
+    metadata = repository.sign(manifest.name, members)
+    content = BundleContent(manifest, bill, signatures, metadata, others)
     _write_once(out, content, where, cache, progress)
     return Built(out, manifest, out.stat().st_size, time.monotonic() - started, pyz)
 
@@ -108,6 +122,25 @@ def build(
 def beside(out: Path) -> Path:
     """Where the ``sovctl.pyz`` of a bundle goes."""
     return out.with_name(out.stem + bootstrap.SUFFIX)
+
+
+def _check_licences(recipe: Recipe, path: Path, components: Sequence[Licensed]) -> None:
+    """Refuse the bundle, naming every component the recipe's policy forbids."""
+    if recipe.licences is None:
+        return
+    denied = [j for j in judge(components, recipe.licences) if j.verdict == "denied"]
+    if denied:
+        named = [f"{j.component.name} {j.component.version} ({j.reason})" for j in denied]
+        raise LicenceDenied(recipe=path, count=len(denied), components=", ".join(named))
+
+
+def _licensed(carried: bootstrap.Prepared | None) -> Iterator[Licensed]:
+    """The components of a ``sovctl.pyz``, which is handed on beside the bundle."""
+    for path in carried.wheels.values() if carried else ():
+        facts = read_wheel(path)
+        yield Licensed(
+            "wheel", facts.name, facts.version, facts.licence.expression, facts.licence.name
+        )
 
 
 def _write_once(

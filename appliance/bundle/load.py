@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from appliance.bundle.format import Place
+from appliance.bundle import provenance
+from appliance.bundle.format import PROVENANCE, Place
 from appliance.bundle.reader import BundleReader
 from appliance.errors import BundleTampered, DiskFull, WrongPlatform
 from appliance.i18n import _
@@ -80,6 +81,7 @@ def judge(bundle: BundleReader, verifier: Verifier) -> tuple[ReleaseContent, Ver
             reason=f"it is called {manifest.name}, and {verified.bundle} was signed",
         )
     keys = _check_model_signatures(bundle, manifest, verified)
+    _check_provenance(bundle, manifest, verified)
     bundle.check_size()
     bundle.check_end()
     content = ReleaseContent(
@@ -149,6 +151,17 @@ def _check_model_signatures(
             raise BundleTampered(bundle=bundle.path, member=member, reason=reason)
         keys[name] = key
     return keys
+
+
+def _check_provenance(bundle: BundleReader, manifest: BundleManifest, verified: Verified) -> None:
+    """Where a bundle says how it was made, that must be signed and be about this bundle."""
+    data = bundle.others.get(PROVENANCE)
+    if data is None:
+        return
+    try:
+        provenance.check(data, manifest, verified.statement_keys, verified.statement_threshold)
+    except provenance.ProvenanceInvalid as error:
+        raise BundleTampered(bundle=bundle.path, member=PROVENANCE, reason=str(error)) from error
 
 
 def _require_space(folder: Path, needed: int) -> None:

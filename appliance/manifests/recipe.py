@@ -143,6 +143,37 @@ class Bootstrap(_Part):
     ] = BOOTSTRAP_PYTHONS
 
 
+LicencePattern = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9.+*?-]{1,100}( WITH [A-Za-z0-9.*?-]{1,100})?$",
+        description="write an SPDX licence, such as 'AGPL-3.0-only', or a pattern, such as 'GPL-*'",
+    ),
+]
+
+
+class LicenceException(_Part):
+    """A component that may come in all the same, and why."""
+
+    component: Annotated[str, Field(min_length=1, max_length=200, description="write its name")]
+    reason: Annotated[str, Field(min_length=1, max_length=500, description="say why")]
+
+
+class LicencePolicy(_Part):
+    """Which licences a bundle may hold: SPDX licences, or patterns with ``*`` and ``?``.
+
+    ``allow`` outweighs ``deny``, for exceptions a licence is granted with (``* WITH
+    GCC-exception-3.1``). ``unknown`` is for components whose terms are no SPDX expression.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    deny: tuple[LicencePattern, ...] = ()
+    allow: tuple[LicencePattern, ...] = ()
+    unknown: Literal["allow", "deny"] = "allow"
+    exceptions: Annotated[tuple[LicenceException, ...], Field(alias="except")] = ()
+
+
 class ArtefactRecipe(_Part):
     """One artefact: what it is called in the bundle, under which terms, and its source."""
 
@@ -163,6 +194,7 @@ class Recipe(_Part):
     platform: Platform
     local_builds: tuple[LocalBuild, ...] = ()
     bootstrap: Bootstrap | None = None
+    licences: LicencePolicy | None = None
     artefacts: Annotated[tuple[ArtefactRecipe, ...], Field(min_length=1)]
 
     @model_validator(mode="after")

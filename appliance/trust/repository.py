@@ -45,6 +45,7 @@ from tuf.api.metadata import (
 )
 
 from appliance.errors import TrustKeysExist, TrustKeysMissing, TrustThresholdInvalid
+from appliance.trust import statement
 from appliance.trust.fingerprint import Fingerprint
 from appliance.trust.keys import (
     load_model_key,
@@ -174,6 +175,10 @@ class Repository:
     def model_key(self) -> EllipticCurvePrivateKey:
         """The P-256 key for ``trust.model_signature.sign``."""
         return load_model_key(self.folder / "keys" / "models.pem", self._passphrase)
+
+    def statement(self, payload: bytes, payload_type: str) -> bytes:
+        """A DSSE envelope by the targets role's key; see :mod:`appliance.trust.statement`."""
+        return statement.sign(payload, payload_type, [self._signer(Targets.type)])
 
     def sign(
         self, bundle: str, members: Mapping[str, bytes], now: datetime | None = None

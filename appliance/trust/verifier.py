@@ -22,7 +22,7 @@ import hmac
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -63,6 +63,8 @@ class Verified:
 
     ``public_keys`` maps signed member names (``signatures/<model>.oms.json``) to the PEM key that
     the targets role says they verify with. ``expires`` is when the first signature runs out.
+    ``statement_threshold`` of ``statement_keys`` (key id → key, the targets role's) must have
+    signed each statement beside the metadata.
     """
 
     bundle: str
@@ -73,6 +75,8 @@ class Verified:
     demo: bool
     public_keys: Mapping[str, bytes]
     state: TrustState
+    statement_keys: Mapping[str, Key] = field(default_factory=dict)
+    statement_threshold: int = 1
 
 
 class Verifier:
@@ -188,6 +192,8 @@ class Verifier:
             demo=root.unrecognized_fields.get(DEMO_FIELD) is True,
             public_keys=_public_keys(trusted.targets),
             state=state,
+            statement_keys=_keys_of(root, Targets.type),
+            statement_threshold=root.roles[Targets.type].threshold,
         )
 
 
