@@ -110,7 +110,7 @@ def build(
     signatures = {a.name: _model_signature(a, model_key, cache) for a in manifest.of_kind("model")}
     pyz = bootstrap.write(carried, beside(out), cache) if carried else None
     inputs = provenance.inputs_of(recipe_path, recipe, manifest.artefacts)
-    payload = provenance.statement(manifest, inputs, [pyz] if pyz else [])
+    payload = provenance.statement(manifest, inputs, {"sovctl.pyz": pyz.sha256} if pyz else {})
     others = {PROVENANCE: repository.statement(payload, IN_TOTO)}
     members = signed_members(manifest, bill, signatures, others)
     metadata = repository.sign(manifest.name, members)

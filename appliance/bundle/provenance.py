@@ -18,7 +18,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any
 
 import rfc8785
 from packageurl import PackageURL
@@ -48,18 +49,6 @@ class ProvenanceInvalid(ValueError):
     """It is not signed by whom it must be, or it is not about this bundle."""
 
 
-class Produced(Protocol):
-    """Something else that the build wrote, such as a ``sovctl.pyz``."""
-
-    @property
-    def path(self) -> Path:
-        """Where it is; only its name is written down."""
-
-    @property
-    def sha256(self) -> str:
-        """Its digest, 64 hexadecimal digits."""
-
-
 @dataclass(frozen=True)
 class BuildInputs:
     """What a build was given. ``dependencies`` are in-toto resource descriptors, sorted by name."""
@@ -84,9 +73,14 @@ def inputs_of(recipe_path: Path, recipe: Recipe, artefacts: Sequence[Artefact]) 
 
 
 def statement(
-    manifest: BundleManifest, inputs: BuildInputs, byproducts: Sequence[Produced] = ()
+    manifest: BundleManifest,
+    inputs: BuildInputs,
+    byproducts: Mapping[str, str] = MappingProxyType({}),
 ) -> bytes:
-    """The statement about a bundle, as canonical JSON (RFC 8785)."""
+    """The statement about a bundle, as canonical JSON (RFC 8785).
+
+    ``byproducts`` are what else the build wrote: name → SHA-256, 64 hexadecimal digits.
+    """
     document: dict[str, Any] = {
         "_type": STATEMENT,
         "subject": subjects(manifest),
@@ -113,8 +107,8 @@ def statement(
                     "finishedOn": manifest.created,
                 },
                 "byproducts": [
-                    {"name": made.path.name, "digest": {"sha256": made.sha256}}
-                    for made in byproducts
+                    {"name": name, "digest": {"sha256": byproducts[name]}}
+                    for name in sorted(byproducts)
                 ],
             },
         },

@@ -89,7 +89,7 @@ def bill_of(
         parts = [_part(part) for part in parts_of(artefact, where)]
         bill.components.update([whole, *parts])
         base = _base(artefact, facts.get(artefact.folder))
-        below = [w for a in _models(manifest) if a.name == base for w in (wholes[a.folder],)]
+        below = [wholes[a.folder] for a in manifest.of_kind("model") if a.name == base]
         bill.register_dependency(whole, [*parts, *(w for w in below if w is not whole)])
     bill.register_dependency(bundle, wholes.values())
     document = json.loads(JsonV1Dot6(bill).output_as_string())
