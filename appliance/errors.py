@@ -994,6 +994,54 @@ class EpochInvalid(ApplianceError):
     fix = N_("Set it, for example: export SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)")
 
 
+class LicenceDenied(ApplianceError):
+    code = "licence-denied"
+    exit_code = ExitCode.REFUSED
+    what = N_("{recipe} forbids the licences of {count} components.")
+    why = N_("{components}.")
+    fix = N_("Leave them out, or name them in {recipe} under 'licences: except:' with the reason.")
+
+
+class ProvenanceMissing(ApplianceError):
+    code = "provenance-missing"
+    exit_code = ExitCode.NOT_FOUND
+    what = N_("{bundle} does not say how it was built.")
+    why = N_("It was written by a sovctl that did not record that, or by other software.")
+    fix = N_("Ask your supplier to build it anew with 'sovctl bundle build'.")
+
+
+class SbomInvalid(ApplianceError):
+    code = "sbom-invalid"
+    exit_code = ExitCode.FAILED
+    what = N_("The bill of materials of {bundle} does not follow the CycloneDX {version} schema.")
+    why = N_("{reason}")
+    fix = N_("This is a defect in sovctl. Run 'sovctl bundle build … --json' and send its output.")
+
+
+class BootstrapPythonUnfit(ApplianceError):
+    code = "bootstrap-python-unfit"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("sovctl.pyz does not run on {found}.")
+    why = N_("The libraries it carries are for CPython {supported}.")
+    fix = N_("Start it with one of these, such as 'python3.11 sovctl.pyz', or ask your supplier.")
+
+
+class BootstrapFolderUnusable(ApplianceError):
+    code = "bootstrap-folder-unusable"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("sovctl.pyz cannot unpack itself into {path}.")
+    why = N_("{reason}")
+    fix = N_("Name a folder of your own: 'XDG_CACHE_HOME=/path/to/folder ./sovctl.pyz …'.")
+
+
+class BootstrapDamaged(ApplianceError):
+    code = "bootstrap-damaged"
+    exit_code = ExitCode.REFUSED
+    what = N_("{path} cannot be used for sovctl.pyz.")
+    why = N_("{reason}")
+    fix = N_("Copy it anew and compare 'sha256sum' of it with the fingerprint you were given.")
+
+
 # --- tuning -------------------------------------------------------------------------------------
 
 

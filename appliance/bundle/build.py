@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,14 +22,21 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pydantic import ValidationError
 
-from appliance.bundle import sbom
+from appliance.bundle import bootstrap, provenance, sbom
 from appliance.bundle.cache import BuildCache, Inputs
-from appliance.bundle.format import REVOCATIONS, signed_members
+from appliance.bundle.format import PROVENANCE, REVOCATIONS, signed_members
+from appliance.bundle.licence_policy import Licensed, judge, licensed_in
+from appliance.bundle.licences import read_wheel
 from appliance.bundle.sources import gguf, icd10cm, paths, wheelhouse
 from appliance.bundle.sources.desk import Desk, Made
 from appliance.bundle.sources.pins import read_lock
 from appliance.bundle.writer import BundleContent, write
-from appliance.errors import EpochInvalid, FileUnreadable, PermissionRefused
+from appliance.errors import (
+    EpochInvalid,
+    FileUnreadable,
+    LicenceDenied,
+    PermissionRefused,
+)
 from appliance.i18n import _
 from appliance.manifests.bundle import Artefact, BlobRef, BundleManifest
 from appliance.manifests.document import load
@@ -44,6 +51,7 @@ from appliance.manifests.recipe import (
 from appliance.store.space import full_disk
 from appliance.trust import model_signature
 from appliance.trust.repository import Repository
+from appliance.trust.statement import IN_TOTO
 
 if TYPE_CHECKING:
     from appliance.progress import Progress
@@ -58,12 +66,16 @@ _MAKERS: Mapping[type, Callable[[ArtefactRecipe, Any, Desk], Made]] = {
 
 @dataclass(frozen=True)
 class Built:
-    """A bundle that was written. ``size`` in bytes, ``seconds`` for the whole build."""
+    """A bundle that was written. ``size`` in bytes, ``seconds`` for the whole build.
+
+    ``bootstrap`` is the ``sovctl.pyz`` beside it, if the recipe asks for one.
+    """
 
     path: Path
     manifest: BundleManifest
     size: int
     seconds: float
+    bootstrap: bootstrap.Written | None = None
 
 
 def build(
@@ -88,16 +100,48 @@ def build(
     )
     with full_disk(cache.root, None, _("The disk filled up while the bundle's parts were made.")):
         made = [_MAKERS[type(part.source)](part, part.source, desk) for part in recipe.artefacts]
+        carried = bootstrap.prepare(recipe.bootstrap, desk) if recipe.bootstrap else None
     manifest = manifest_of(recipe, made, desk)
     where = {f"sha256:{f.content.hex}": f.content.location for m in made for f in m.files}
-    bill = sbom.bill_of(manifest, where)
+    bill = sbom.bill_of(manifest, where, recipe.licences)
+    _check_licences(recipe, recipe_path, [*licensed_in(bill), *_licensed(carried)])
     signatures = {a.name: _model_signature(a, model_key, cache) for a in manifest.of_kind("model")}
-    others = {REVOCATIONS: repository.revocations()}
+    pyz = bootstrap.write(carried, beside(out), cache) if carried else None
+    inputs = provenance.inputs_of(recipe_path, recipe, manifest.artefacts)
+    payload = provenance.statement(manifest, inputs, {"sovctl.pyz": pyz.sha256} if pyz else {})
+    others = {
+        PROVENANCE: repository.statement(payload, IN_TOTO),
+        REVOCATIONS: repository.revocations(),
+    }
     members = signed_members(manifest, bill, signatures, others)
     metadata = repository.sign(manifest.name, members, artefacts=manifest.artefacts)
     content = BundleContent(manifest, bill, signatures, metadata, others)
     _write_once(out, content, where, cache, progress)
-    return Built(out, manifest, out.stat().st_size, time.monotonic() - started)
+    return Built(out, manifest, out.stat().st_size, time.monotonic() - started, pyz)
+
+
+def beside(out: Path) -> Path:
+    """Where the ``sovctl.pyz`` of a bundle goes."""
+    return out.with_name(out.stem + bootstrap.SUFFIX)
+
+
+def _check_licences(recipe: Recipe, path: Path, components: Sequence[Licensed]) -> None:
+    """Refuse the bundle, naming every component the recipe's policy forbids."""
+    if recipe.licences is None:
+        return
+    denied = [j for j in judge(components, recipe.licences) if j.verdict == "denied"]
+    if denied:
+        named = [f"{j.component.name} {j.component.version} ({j.reason})" for j in denied]
+        raise LicenceDenied(recipe=path, count=len(denied), components=", ".join(named))
+
+
+def _licensed(carried: bootstrap.Prepared | None) -> Iterator[Licensed]:
+    """The components of a ``sovctl.pyz``, which is handed on beside the bundle."""
+    for path in carried.wheels.values() if carried else ():
+        facts = read_wheel(path)
+        yield Licensed(
+            "wheel", facts.name, facts.version, facts.licence.expression, facts.licence.name
+        )
 
 
 def _write_once(
@@ -160,6 +204,7 @@ def build_epoch(recipe: Recipe, recipe_path: Path) -> int:
             raise EpochInvalid(value=given)
         return int(given)
     locks = [a.source.lock for a in recipe.artefacts if isinstance(a.source, PypiSource)]
+    locks += [recipe.bootstrap.lock] if recipe.bootstrap else []
     dates = [read_lock(recipe_path.parent / lock).locked for lock in locks]
     known = [date.timestamp() for date in dates if date]
     return int(max(known, default=time.time()))

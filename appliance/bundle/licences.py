@@ -25,6 +25,16 @@ _CLASSIFIED = {
     "Python Software Foundation License": "PSF-2.0",
     "The Unlicense (Unlicense)": "Unlicense",
     "zlib/libpng License": "Zlib",
+    "GNU General Public License v2 (GPLv2)": "GPL-2.0-only",
+    "GNU General Public License v2 or later (GPLv2+)": "GPL-2.0-or-later",
+    "GNU General Public License v3 (GPLv3)": "GPL-3.0-only",
+    "GNU General Public License v3 or later (GPLv3+)": "GPL-3.0-or-later",
+    "GNU Lesser General Public License v2 (LGPLv2)": "LGPL-2.0-only",
+    "GNU Lesser General Public License v2 or later (LGPLv2+)": "LGPL-2.0-or-later",
+    "GNU Lesser General Public License v3 (LGPLv3)": "LGPL-3.0-only",
+    "GNU Lesser General Public License v3 or later (LGPLv3+)": "LGPL-3.0-or-later",
+    "GNU Affero General Public License v3": "AGPL-3.0-only",
+    "GNU Affero General Public License v3 or later (AGPLv3+)": "AGPL-3.0-or-later",
 }
 _FREE_TEXT = {
     "apache 2.0": "Apache-2.0",
@@ -114,6 +124,12 @@ def licence_of(message: Message) -> Licence:
         return Licence(" OR ".join(sorted(set(known))), "")
     stated = ", ".join(classifiers) or free[:100]
     return Licence("", stated or "not stated")
+
+
+def licence_named(text: str) -> Licence:
+    """Terms somebody wrote by hand: as SPDX if they are, else in their words."""
+    expression = _spdx(_FREE_TEXT.get(text.lower(), text))
+    return Licence(expression, "" if expression else text or "not stated")
 
 
 def _spdx(text: str) -> str:

@@ -27,8 +27,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from appliance.bundle import provenance
 from appliance.bundle.age import AgeFailed, Identities
-from appliance.bundle.format import Place, upstream_members
+from appliance.bundle.format import PROVENANCE, Place, upstream_members
 from appliance.bundle.opening import PLAIN, Opening
 from appliance.bundle.reader import BundleReader
 from appliance.errors import (
@@ -100,6 +101,7 @@ def judge(bundle: BundleReader, verifier: Verifier) -> tuple[ReleaseContent, Ver
         )
     keys = _check_model_signatures(bundle, manifest, verified)
     verified = _check_upstream_signatures(bundle, manifest, verified)
+    _check_provenance(bundle, manifest, verified)
     bundle.check_size()
     content = ReleaseContent(
         manifest, bundle.sbom, bundle.metadata, bundle.signatures, keys, bundle.others
@@ -210,6 +212,17 @@ def _check_model_signatures(
             raise BundleTampered(bundle=bundle.path, member=member, reason=reason)
         keys[name] = key
     return keys
+
+
+def _check_provenance(bundle: BundleReader, manifest: BundleManifest, verified: Verified) -> None:
+    """Where a bundle says how it was made, that must be signed and be about this bundle."""
+    data = bundle.others.get(PROVENANCE)
+    if data is None:
+        return
+    try:
+        provenance.check(data, manifest, verified.signers.keys, verified.signers.threshold)
+    except provenance.ProvenanceInvalid as error:
+        raise BundleTampered(bundle=bundle.path, member=PROVENANCE, reason=str(error)) from error
 
 
 def _check_upstream_signatures(

@@ -12,6 +12,7 @@ from appliance.cli.options import with_console
 from appliance.i18n import _
 
 if TYPE_CHECKING:
+    from appliance.bundle.bootstrap import Written
     from appliance.bundle.build import Built
     from appliance.cli.console import Console
 
@@ -66,6 +67,7 @@ def _as_json(built: Built, fingerprint: str) -> dict[str, Any]:
         "size": built.size,
         "seconds": round(built.seconds, 1),
         "root": fingerprint,
+        "bootstrap": _bootstrap_as_json(built.bootstrap),
         "artefacts": [
             {
                 "kind": artefact.kind,
@@ -78,6 +80,23 @@ def _as_json(built: Built, fingerprint: str) -> dict[str, Any]:
             for artefact in manifest.artefacts
         ],
     }
+
+
+def _bootstrap_as_json(written: Written | None) -> dict[str, Any] | None:
+    if written is None:
+        return None
+    return {"path": str(written.path), "sha256": written.sha256, "size": written.size}
+
+
+def _bootstrap_as_text(written: Written | None) -> list[str]:
+    if written is None:
+        return []
+    return [
+        _("{path}   {size}, for a machine without sovctl").format(
+            path=written.path, size=amount(written.size, "bytes")
+        ),
+        _("  sha256sum  {sha256}").format(sha256=written.sha256),
+    ]
 
 
 def _as_text(built: Built, fingerprint: str) -> str:
@@ -94,6 +113,7 @@ def _as_text(built: Built, fingerprint: str) -> str:
         ),
         _("  digest     {digest}").format(digest=manifest.digest),
         _("  root       {fingerprint}").format(fingerprint=fingerprint),
+        *_bootstrap_as_text(built.bootstrap),
         _("Next, on the other side: sovctl install {name} --trust FINGERPRINT").format(
             name=built.path.name
         ),

@@ -124,6 +124,56 @@ class LocalBuild(_Part):
     index: Annotated[str, Field(pattern=r"^https://[^\s]+$")] | None = None
 
 
+BOOTSTRAP_PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+"""What ``sovctl.pyz`` runs on if the recipe does not say otherwise."""
+
+
+class Bootstrap(_Part):
+    """Write ``sovctl.pyz`` beside the bundle: ``sovctl`` for a machine that has none.
+
+    ``lock`` names the wheels it carries, good for every one of ``pythons``; ``project`` is the
+    source tree of ``sovctl`` itself.
+    """
+
+    lock: LocalPath
+    project: LocalPath
+    pythons: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^3\.(?:1[1-9]|[2-9][0-9])$")], ...],
+        Field(min_length=1, description="write versions from 3.11 on, such as ['3.11', '3.12']"),
+    ] = BOOTSTRAP_PYTHONS
+
+
+LicencePattern = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9.+*?-]{1,100}( WITH [A-Za-z0-9.*?-]{1,100})?$",
+        description="write an SPDX licence, such as 'AGPL-3.0-only', or a pattern, such as 'GPL-*'",
+    ),
+]
+
+
+class LicenceException(_Part):
+    """A component that may come in all the same, and why."""
+
+    component: Annotated[str, Field(min_length=1, max_length=200, description="write its name")]
+    reason: Annotated[str, Field(min_length=1, max_length=500, description="say why")]
+
+
+class LicencePolicy(_Part):
+    """Which licences a bundle may hold: SPDX licences, or patterns with ``*`` and ``?``.
+
+    ``allow`` outweighs ``deny``, for exceptions a licence is granted with (``* WITH
+    GCC-exception-3.1``). ``unknown`` is for components whose terms are no SPDX expression.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    deny: tuple[LicencePattern, ...] = ()
+    allow: tuple[LicencePattern, ...] = ()
+    unknown: Literal["allow", "deny"] = "allow"
+    exceptions: Annotated[tuple[LicenceException, ...], Field(alias="except")] = ()
+
+
 class ArtefactRecipe(_Part):
     """One artefact: what it is called in the bundle, under which terms, and its source."""
 
@@ -143,6 +193,8 @@ class Recipe(_Part):
     version: Version
     platform: Platform
     local_builds: tuple[LocalBuild, ...] = ()
+    bootstrap: Bootstrap | None = None
+    licences: LicencePolicy | None = None
     artefacts: Annotated[tuple[ArtefactRecipe, ...], Field(min_length=1)]
 
     @model_validator(mode="after")

@@ -249,10 +249,6 @@ class Repository:
         """The P-256 key for ``trust.model_signature.sign``."""
         return load_model_key(self._keys / "oms.pem", self._passphrase)
 
-    def statement_signer(self) -> Signer:
-        """The targets role's key, for ``trust.statement.sign``."""
-        return self._require(Targets.type, self._root_keys(Targets.type))
-
     def revocations(self) -> bytes:
         """The member ``revocations.json`` of every bundle from now on."""
         return (self.folder / "revocations.json").read_bytes()

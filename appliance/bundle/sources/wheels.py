@@ -75,17 +75,27 @@ def fetch(pins: Sequence[PinnedPackage], desk: Desk) -> dict[PinnedPackage, Path
     return found
 
 
-def tags_of(platform: Platform) -> frozenset[Tag]:
-    """Every wheel tag that runs on a platform, down to its oldest glibc."""
+def ranked_tags(platform: Platform) -> dict[Tag, int]:
+    """Every wheel tag that runs on a platform, down to its oldest glibc; 0 is what fits best."""
     version = tuple(int(part) for part in platform.python.split("."))
     names = list(_platform_names(platform))
     interpreter = f"cp{version[0]}{version[1]}"
-    return frozenset(
-        [
-            *cpython_tags(version, platforms=names),
-            *compatible_tags(version, interpreter=interpreter, platforms=names),
-        ]
-    )
+    tags = [
+        *cpython_tags(version, platforms=names),
+        *compatible_tags(version, interpreter=interpreter, platforms=names),
+    ]
+    return {tag: rank for rank, tag in enumerate(dict.fromkeys(tags))}
+
+
+def tags_of(platform: Platform) -> frozenset[Tag]:
+    """Every wheel tag that runs on a platform."""
+    return frozenset(ranked_tags(platform))
+
+
+def rank_of(file_name: str, tags: dict[Tag, int]) -> int | None:
+    """How well a wheel of this name fits, 0 being best; None if it does not run there."""
+    _name, _version, _build, own = parse_wheel_filename(file_name)
+    return min((tags[tag] for tag in own if tag in tags), default=None)
 
 
 def _platform_names(platform: Platform) -> Iterator[str]:
@@ -102,7 +112,7 @@ class _Chooser:
 
     def __init__(self, desk: Desk) -> None:
         self._cache = desk.cache
-        self._tags = tags_of(desk.platform)
+        self._tags = ranked_tags(desk.platform)
         self._builds = {canonicalize_name(b.package): b for b in desk.local_builds}
 
     def label(self, pin: PinnedPackage) -> str | None:
@@ -116,22 +126,24 @@ class _Chooser:
         return build.index if build else None
 
     def cached(self, pin: PinnedPackage) -> Path | None:
-        """The cached wheel for ``pin``, if there is one that fits."""
-        for value in sorted(pin.hashes):
-            for path in self._cache.wheels.joinpath(value).glob("*.whl"):
-                if self.fits(path.name, pin):
-                    return path
-        return None
+        """The cached wheel for ``pin``, if there is one that fits; the best, as pip chooses."""
+        fitting = [
+            path
+            for value in sorted(pin.hashes)
+            for path in self._cache.wheels.joinpath(value).glob("*.whl")
+            if self.fits(path.name, pin)
+        ]
+        return min(fitting, key=lambda p: rank_of(p.name, self._tags) or 0, default=None)
 
     def fits(self, file_name: str, pin: PinnedPackage) -> bool:
         """Whether a wheel of this name is the package, version, build and platform wanted."""
-        name, version, _build, tags = parse_wheel_filename(file_name)
+        name, version, _build, _tags = parse_wheel_filename(file_name)
         label = self.label(pin)
         return (
             name == pin.name
             and version.public == pin.version.public
             and (label is None or version.local == label)
-            and not self._tags.isdisjoint(tags)
+            and rank_of(file_name, self._tags) is not None
         )
 
 

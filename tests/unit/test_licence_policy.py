@@ -1,0 +1,109 @@
+"""Which SPDX expressions a policy forbids."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from appliance.bundle.licence_policy import (
+    POLICY_PROPERTY,
+    Licensed,
+    as_property,
+    judge,
+    licensed_in,
+    policy_in,
+)
+from appliance.manifests.recipe import LicenceException, LicencePolicy
+
+
+def verdict(expression: str, **policy: Any) -> str:
+    component = Licensed("wheel", "thing", "1.0", expression, "" if expression else "ask us")
+    return judge([component], LicencePolicy(**policy))[0].verdict
+
+
+@pytest.mark.parametrize(
+    ("expression", "deny", "expected"),
+    [
+        ("MIT", ["GPL-*"], "allowed"),
+        ("GPL-3.0-only", ["GPL-*"], "denied"),
+        ("AGPL-3.0-only", ["GPL-*"], "allowed"),
+        ("AGPL-3.0-only", ["*GPL-*"], "denied"),
+        ("gpl-3.0-ONLY", ["Gpl-3.0-only"], "denied"),
+        ("MIT OR GPL-3.0-only", ["GPL-*"], "allowed"),
+        ("AGPL-3.0-only OR GPL-3.0-only", ["*GPL*"], "denied"),
+        ("MIT AND GPL-3.0-only", ["GPL-*"], "denied"),
+        ("(MIT OR GPL-2.0-only) AND (ISC OR GPL-3.0-only)", ["GPL-*"], "allowed"),
+        ("(MIT AND GPL-2.0-only) OR (ISC AND GPL-3.0-only)", ["GPL-*"], "denied"),
+        ("GPL-3.0", ["GPL-3.0-only"], "denied"),  # the old names
+        ("GPL-3.0-only", ["GPL-3.0"], "denied"),
+        ("GPL-2.0+", ["GPL-2.0-or-later"], "denied"),
+        ("GPL-3.0-or-later WITH GCC-exception-3.1", ["GPL-*"], "denied"),
+        ("GPL-3.0-or-later", ["* WITH *"], "allowed"),
+        ("GPL-3.0-or-later WITH GCC-exception-3.1", ["* WITH GCC-*"], "denied"),
+        ("LicenseRef-Proprietary", ["LicenseRef-*"], "denied"),
+        ("LicenseRef-MIT-Discord", ["LicenseRef-*"], "denied"),  # others call that plain MIT
+    ],
+)
+def test_an_expression_is_denied_where_no_way_through_it_is_left(
+    expression: str, deny: list[str], expected: str
+) -> None:
+    assert verdict(expression, deny=deny) == expected
+
+
+def test_an_allowed_exception_outweighs_what_is_denied() -> None:
+    policy = {"deny": ["GPL-*"], "allow": ["* WITH GCC-exception-3.1"]}
+    assert verdict("GPL-3.0-or-later WITH GCC-exception-3.1", **policy) == "allowed"
+    assert verdict("GPL-3.0-or-later WITH Bison-exception-2.2", **policy) == "denied"
+    assert verdict("GPL-3.0-or-later", **policy) == "denied"
+
+
+@pytest.mark.parametrize("expression", ["", "NOASSERTION", "No Such Licence", "MIT AND"])
+def test_what_is_no_expression_is_unknown(expression: str) -> None:
+    assert verdict(expression, deny=["GPL-*"]) == "allowed"
+    assert verdict(expression, unknown="deny") == "denied"
+
+
+@pytest.mark.parametrize("name", ["thing", "THING", "thing==1.0"])
+def test_a_component_that_is_excepted_keeps_the_reason(name: str) -> None:
+    policy = LicencePolicy(
+        deny=("GPL-*",), exceptions=(LicenceException(component=name, reason="our own fork"),)
+    )
+    (judged,) = judge([Licensed("wheel", "thing", "1.0", "GPL-3.0-only")], policy)
+    assert (judged.verdict, judged.reason) == ("excepted", "our own fork")
+    assert judge([Licensed("wheel", "other", "1.0", "GPL-3.0-only")], policy)[0].verdict == "denied"
+
+
+_LICENCES = st.sampled_from(["MIT", "ISC", "GPL-3.0-only", "AGPL-3.0-only"])
+_EXPRESSIONS = st.recursive(
+    _LICENCES,
+    lambda inner: st.tuples(inner, st.sampled_from(["AND", "OR"]), inner),
+    max_leaves=8,
+)
+
+
+@given(_EXPRESSIONS)
+def test_and_and_or_mean_what_they_say(tree: Any) -> None:
+    def text(node: Any) -> str:
+        return node if isinstance(node, str) else f"({text(node[0])} {node[1]} {text(node[2])})"
+
+    def fine(node: Any) -> bool:
+        if isinstance(node, str):
+            return "GPL" not in node
+        left, right = fine(node[0]), fine(node[2])
+        return (left and right) if node[1] == "AND" else (left or right)
+
+    assert verdict(text(tree), deny=["*GPL*"]) == ("allowed" if fine(tree) else "denied")
+
+
+def test_the_policy_travels_in_the_bill() -> None:
+    policy = LicencePolicy(
+        deny=("GPL-*",), exceptions=(LicenceException(component="a", reason="é"),)
+    )
+    properties = [{"name": POLICY_PROPERTY, "value": as_property(policy)}]
+    assert policy_in(json.dumps({"metadata": {"properties": properties}}).encode()) == policy
+    assert policy_in(b'{"bomFormat":"CycloneDX"}') is None
+    assert licensed_in(b'{"bomFormat":"CycloneDX"}') == ()
