@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from appliance.bundle.cargo import Cargo, cargo_of
 from appliance.bundle.format import (
     END,
     Place,
@@ -23,7 +24,6 @@ from appliance.bundle.format import (
     header_of,
     metadata_members,
     padding,
-    place,
     signed_members,
     size_limit,
 )
@@ -60,6 +60,14 @@ class BundleContent:
         members = {**metadata_members(self.metadata), **signed, **self.statements}
         return {name: members[name] for name in sorted(members, key=front_order)}
 
+    def cargo(self) -> Cargo:
+        """Which blobs are written, and as what."""
+        return cargo_of(self.manifest, self.statements)
+
+
+Chunks = Callable[[str], Iterator[bytes]]
+"""The bytes of the blob ``sha256:<hex>`` as they are carried. Raises ``FileNotFoundError``."""
+
 
 def write(
     path: Path, content: BundleContent, locate: Callable[[str], Path], progress: Progress
@@ -69,12 +77,29 @@ def write(
     ``locate`` maps ``sha256:<hex>`` to the file that holds it (``Store.path``). Each blob is hashed
     while it is copied: :class:`BlobMissing` if one is absent or is not what the manifest says.
     """
+
+    return write_from(path, content, files(locate), progress)
+
+
+def files(locate: Callable[[str], Path]) -> Chunks:
+    """Blobs that are files, at ``locate(digest)``."""
+
+    def read(digest: str) -> Iterator[bytes]:
+        with locate(digest).open("rb", buffering=0) as file:
+            while chunk := file.read(_CHUNK):
+                yield chunk
+
+    return read
+
+
+def write_from(path: Path, content: BundleContent, chunks: Chunks, progress: Progress) -> int:
+    """As :func:`write`, from ``chunks``; a delta or an encrypted bundle as its statements say."""
     members = content.members()
     for name, data in members.items():
         if len(data) > size_limit(name):
             raise ValueError(f"{name} has {len(data)} bytes, more than a reader takes")
-    blobs = content.manifest.blobs()
-    layout = place([(name, len(data)) for name, data in members.items()], blobs)
+    cargo = content.cargo()
+    layout = cargo.layout([(name, len(data)) for name, data in members.items()])
     partial = path.with_name(f".{path.name}.partial")
     try:
         with (
@@ -85,9 +110,9 @@ def write(
                 data = members[member.name]
                 out.write(header_of(member) + data + bytes(padding(member.size)))
                 task.advance(member.end - member.header)
-            for member, blob in zip(layout.blobs, blobs, strict=True):
+            for member in layout.blobs:
                 out.write(header_of(member))
-                _copy(locate(blob.digest), member, out, path, task)
+                _copy(chunks(cargo.blob_of[member.name].digest), member, out, path, task)
                 out.write(bytes(padding(member.size)))
             out.write(END)
             out.flush()
@@ -99,19 +124,18 @@ def write(
     return layout.size
 
 
-def _copy(source: Path, member: Place, out: BinaryIO, bundle: Path, task: Task) -> None:
-    expected = member.name.rpartition("/")[2]
+def _copy(chunks: Iterator[bytes], member: Place, out: BinaryIO, bundle: Path, task: Task) -> None:
     digest = hashlib.sha256()
     size = 0
     try:
-        with source.open("rb", buffering=0) as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-                size += len(chunk)
-                out.write(chunk)
-                task.advance(len(chunk))
+        for chunk in chunks:
+            digest.update(chunk)
+            size += len(chunk)
+            out.write(chunk)
+            task.advance(len(chunk))
     except FileNotFoundError as error:
+        source = error.filename
         raise BlobMissing(bundle=bundle, blob=source, reason="The file is missing.") from error
-    if size != member.size or digest.hexdigest() != expected:
+    if size != member.size or digest.hexdigest() != member.hex:
         reason = "Its content is not what its digest says."
-        raise BlobMissing(bundle=bundle, blob=source, reason=reason)
+        raise BlobMissing(bundle=bundle, blob=member.name, reason=reason)
