@@ -116,6 +116,12 @@ def check_recipients(recipients: Sequence[str]) -> None:
             raise RecipientInvalid(recipient=recipient) from error
 
 
+def encrypt_small(data: bytes, recipients: Sequence[str]) -> bytes:
+    """Encrypt a few bytes, here."""
+    parsed = [pyrage.x25519.Recipient.from_str(recipient) for recipient in recipients]
+    return bytes(pyrage.encrypt(data, parsed))
+
+
 def encrypt(pieces: Iterable[bytes | memoryview], recipients: Sequence[str]) -> Pieces:
     """Encrypt a stream of any length. Raises :class:`AgeFailed`, and what ``pieces`` raises."""
     yield from _filtered("encrypt", recipients, pieces)

@@ -66,13 +66,15 @@ RESERVE = 256 << 20  # bytes left free for the release's folders, the registry a
 class LoadedBundle:
     """A bundle whose every blob is in the store (after ``load``) or was hashed (after ``verify``).
 
-    ``written`` and ``skipped`` are bytes of blobs that were new and that were already there.
+    ``written`` and ``skipped`` are bytes of blobs that were new and that were already there;
+    ``size`` is that of the bundle, joined and, if it was hidden, decrypted.
     """
 
     content: ReleaseContent
     verified: Verified
     written: int
     skipped: int
+    size: int
 
     @property
     def manifest(self) -> BundleManifest:
@@ -128,7 +130,7 @@ def verify(
         with progress.task(_("Verifying"), total, "bytes") as task:
             _Stream(bundle, sink, task, identities).run(bundle.layout.blobs)
         bundle.check_end()
-        return LoadedBundle(content, verified, written=0, skipped=total)
+        return LoadedBundle(content, verified, written=0, skipped=total, size=bundle.size)
 
 
 def load(
@@ -168,7 +170,8 @@ def load(
         # What is not needed is not read: of parts on several disks, the last may stay in its box.
         if not bundle.sequential or missing[-1:] == list(blobs[-1:]):
             bundle.check_end()
-        return LoadedBundle(content, verified, written=needed, skipped=total - needed)
+        skipped = total - needed
+        return LoadedBundle(content, verified, needed, skipped, bundle.size)
 
 
 def require_base(bundle: BundleReader, store: Store) -> None:

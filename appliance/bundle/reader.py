@@ -14,20 +14,20 @@ What is read here is *well-formed*, not *trusted*: give ``metadata`` and ``membe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from pydantic import ValidationError
 
+from appliance.bundle.cargo import Cargo, CargoInvalid, cargo_of
 from appliance.bundle.format import (
-    AGE,
     BLOCK,
     DELTA,
     ENCRYPTION,
     END,
     MANIFEST,
-    PLAIN,
     SBOM,
     STATEMENTS,
     Layout,
@@ -36,7 +36,6 @@ from appliance.bundle.format import (
     header_of,
     model_of,
     padding,
-    place_named,
     read_header,
     size_limit,
 )
@@ -152,69 +151,37 @@ class BundleReader:
             raise self._tampered(MANIFEST, str(error)) from error
 
     @cached_property
+    def cargo(self) -> Cargo:
+        """Which blobs are in this file, and as what. Raises :class:`BundleTampered`."""
+        try:
+            return cargo_of(self.manifest, self.statements)
+        except CargoInvalid as error:
+            raise self._tampered(error.member, str(error)) from error
+
+    @property
     def delta(self) -> DeltaStatement | None:
-        """What a delta leaves out; None for a full bundle. Raises :class:`BundleTampered`."""
-        if DELTA not in self.statements:
-            return None
-        try:
-            payload = dsse.payload(self.statements[DELTA], DeltaStatement.TYPE)
-            delta = DeltaStatement.parse(payload)
-            if delta.bundle != self.manifest.digest:
-                raise ValueError("it is about another bundle")
-            if not set(delta.left_out) <= {blob.hex for blob in self.manifest.blobs()}:
-                raise ValueError("it leaves out what the bundle does not list")
-        except ValueError as error:
-            raise self._tampered(DELTA, str(error).splitlines()[0]) from error
-        return delta
+        """What a delta leaves out; None for a full bundle."""
+        return self.cargo.delta
 
-    @cached_property
+    @property
     def encryption(self) -> EncryptionStatement | None:
-        """Which age file carries each blob; None for a bundle in clear. Raises BundleTampered."""
-        if ENCRYPTION not in self.statements:
-            return None
-        try:
-            payload = dsse.payload(self.statements[ENCRYPTION], EncryptionStatement.TYPE)
-            encryption = EncryptionStatement.parse(payload)
-            if encryption.bundle != self.manifest.digest:
-                raise ValueError("it is about another bundle")
-            if [each.blob for each in encryption.blobs] != [blob.hex for blob in self.carried]:
-                raise ValueError("it is not about the blobs that the bundle carries")
-        except ValueError as error:
-            raise self._tampered(ENCRYPTION, str(error).splitlines()[0]) from error
-        return encryption
+        """Which age file carries each blob; None for a bundle whose blobs are in clear."""
+        return self.cargo.encryption
 
-    @cached_property
-    def carried(self) -> tuple[BlobRef, ...]:
-        """The blobs that are in this file, sorted by digest: all, but for what a delta omits."""
-        blobs = self.manifest.blobs()
-        if self.delta is None:
-            return blobs
-        left_out = set(self.delta.left_out)
-        return tuple(blob for blob in blobs if blob.hex not in left_out)
-
-    @cached_property
+    @property
     def left_out(self) -> tuple[BlobRef, ...]:
         """The blobs that are not in this file because the delta's base has them."""
-        carried = {blob.digest for blob in self.carried}
-        return tuple(blob for blob in self.manifest.blobs() if blob.digest not in carried)
+        return self.cargo.left_out
 
-    @cached_property
-    def blob_of(self) -> dict[str, BlobRef]:
+    @property
+    def blob_of(self) -> Mapping[str, BlobRef]:
         """A blob's member name → the blob (in clear) that it carries, in the tar's order."""
-        if self.encryption is None:
-            return {f"{PLAIN}{blob.hex}": blob for blob in self.carried}
-        pairs = zip(self.encryption.blobs, self.carried, strict=True)
-        names = {f"{AGE}{each.cipher}": blob for each, blob in pairs}
-        return {name: names[name] for name in sorted(names)}
+        return self.cargo.blob_of
 
     @cached_property
     def layout(self) -> Layout:
         """Where everything lies, computed from the manifest and the statements."""
-        sizes = {name: blob.size for name, blob in self.blob_of.items()}
-        if self.encryption is not None:
-            sizes = {f"{AGE}{each.cipher}": each.size for each in self.encryption.blobs}
-        front = [(member.name, member.size) for member in self._front]
-        return place_named(front, [(name, sizes[name]) for name in self.blob_of])
+        return self.cargo.layout([(member.name, member.size) for member in self._front])
 
     def check_statements(self, verified: Verified) -> None:
         """Verify what is said about this copy: delta, encryption, the index of its parts.

@@ -1,7 +1,7 @@
 """Write a bundle: the canonical tar of a content, from blobs that lie in a store.
 
     members = signed_members(manifest, sbom, signatures)
-    metadata = repository.sign(manifest.name, members, artefacts=manifest.artefacts)
+    metadata = repository.sign(manifest.name, members)
     write(path, BundleContent(manifest, sbom, signatures, metadata), store.path, progress)
 
 The same content always gives the same bytes.
@@ -15,11 +15,12 @@ import glob
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from appliance.bundle.cargo import Cargo, cargo_of
 from appliance.bundle.format import (
     ALIGNMENT,
     END,
@@ -28,11 +29,10 @@ from appliance.bundle.format import (
     header_of,
     metadata_members,
     padding,
-    place,
     signed_members,
     size_limit,
 )
-from appliance.bundle.lanes import Lane, lanes, run
+from appliance.bundle.lanes import BUFFER, Lane, lanes, run
 from appliance.errors import BlobMissing
 from appliance.i18n import _
 from appliance.manifests.bundle import BundleManifest
@@ -65,6 +65,25 @@ class BundleContent:
         members = {**metadata_members(self.metadata), **signed, **self.statements}
         return {name: members[name] for name in sorted(members, key=front_order)}
 
+    def cargo(self) -> Cargo:
+        """Which blobs this copy carries, and as what."""
+        return cargo_of(self.manifest, self.statements)
+
+
+Chunks = Callable[[str], Iterator[bytes]]
+"""``sha256:<hex>`` of a blob in clear → the bytes that are to be written for it."""
+
+
+def files(locate: Callable[[str], Path]) -> Chunks:
+    """Blobs that are files, at ``locate(digest)``."""
+
+    def read(digest: str) -> Iterator[bytes]:
+        with locate(digest).open("rb", buffering=0) as file:
+            while chunk := file.read(BUFFER):
+                yield chunk
+
+    return read
+
 
 def write(
     path: Path, content: BundleContent, locate: Callable[[str], Path], progress: Progress
@@ -76,12 +95,36 @@ def write(
     :class:`DiskFull` if it does not fit, before anything is written; and if the disk fills up
     nevertheless, after what was written is removed.
     """
+
+    def job(member: Place, digest: str) -> _Job:
+        source = locate(digest)
+        return _Job(member, path, source, lambda lane: _file_pieces(source, path, lane))
+
+    return _write(path, content, job, progress, lanes())
+
+
+def write_from(path: Path, content: BundleContent, chunks: Chunks, progress: Progress) -> int:
+    """As :func:`write`, one blob after the other in the tar's order, from ``chunks``."""
+
+    def job(member: Place, digest: str) -> _Job:
+        return _Job(member, path, digest, lambda _lane: chunks(digest))
+
+    return _write(path, content, job, progress, 1)
+
+
+def _write(
+    path: Path,
+    content: BundleContent,
+    job_of: Callable[[Place, str], _Job],
+    progress: Progress,
+    at_once: int,
+) -> int:
     members = content.members()
     for name, data in members.items():
         if len(data) > size_limit(name):
             raise ValueError(f"{name} has {len(data)} bytes, more than a reader takes")
-    blobs = content.manifest.blobs()
-    layout = place([(name, len(data)) for name, data in members.items()], blobs)
+    cargo = content.cargo()
+    layout = cargo.layout([(name, len(data)) for name, data in members.items()])
     _sweep(path)
     require(
         [Files(path.parent, (layout.size,))],
@@ -99,16 +142,14 @@ def write(
                 data = members[member.name]
                 out.put(header_of(member) + data + bytes(padding(member.size)), member.header)
                 task.advance(member.end - member.header)
-            jobs = [
-                _Job(member, locate(blob.digest), path)
-                for member, blob in zip(layout.blobs, blobs, strict=True)
-            ]
+            jobs = [job_of(m, cargo.blob_of[m.name].digest) for m in layout.blobs]
             # In order and alone where the output grows: what such file systems do best.
+            parallel = at_once > 1 and out.preallocated
             run(
                 jobs,
                 lambda job, lane: _copy(job, out, lane, task),
-                lambda job: job.member.size if out.preallocated else -job.member.header,
-                lanes() if out.preallocated else 1,
+                lambda job: job.member.size if parallel else -job.member.header,
+                at_once if parallel else 1,
             )
             out.put(END, layout.end)
             out.sync()
@@ -129,11 +170,15 @@ def _sweep(path: Path) -> None:
 
 @dataclass(frozen=True)
 class _Job:
-    """One blob to copy from the file ``source`` into ``bundle``."""
+    """One member to write into ``bundle``, from ``pieces``; ``source`` names them in errors.
+
+    A piece that is a memoryview begins at a page boundary (a lane's buffer does).
+    """
 
     member: Place
-    source: Path
     bundle: Path
+    source: object
+    pieces: Callable[[Lane], Iterator[bytes | memoryview]]
 
     def missing(self, reason: str) -> BlobMissing:
         """The error that names the source and says why."""
@@ -191,49 +236,45 @@ class _Output:
 
 
 def _copy(job: _Job, out: _Output, lane: Lane, task: Task) -> None:
-    """Copy and hash one blob, between its header and its padding."""
+    """Copy and hash one member, between its header and its padding."""
     member = job.member
     out.put(header_of(member), member.header)
     digest = hashlib.sha256()
     done = 0
-    with _Source(job) as source:
-        while not lane.stopped and (count := source.read_into(lane.buffer, done)):
-            chunk = lane.buffer[:count]
-            if done + count > member.size:
+    try:
+        for piece in job.pieces(lane):
+            if lane.stopped:
+                return
+            if done + len(piece) > member.size:
                 raise job.missing(_("It is longer than its digest says."))
-            digest.update(chunk)
-            put = out.put if done % ALIGNMENT else out.put_aligned
-            put(chunk, member.data + done)
-            done += count
-            task.advance(count)
-    if lane.stopped:
-        return
-    if done != member.size or digest.hexdigest() != member.name.rpartition("/")[2]:
+            digest.update(piece)
+            if isinstance(piece, memoryview) and done % ALIGNMENT == 0:
+                out.put_aligned(piece, member.data + done)
+            else:
+                out.put(piece, member.data + done)
+            done += len(piece)
+            task.advance(len(piece))
+    except FileNotFoundError as error:
+        raise job.missing(_("The file {path} is missing.").format(path=error.filename)) from error
+    if done != member.size or digest.hexdigest() != member.hex:
         raise job.missing(_("Its content is not what its digest says."))
     out.put(bytes(padding(member.size)), member.data + member.size)
 
 
-class _Source:
-    """A file a blob is read from; what goes wrong with it is said about *it*, with the offset."""
-
-    def __init__(self, job: _Job) -> None:
-        self._job = job
-
-    def __enter__(self) -> _Source:
-        try:
-            self._fd = os.open(self._job.source, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise self._job.missing(f"{error.strerror}.") from error
-        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
-
-    def read_into(self, buffer: memoryview, offset: int) -> int:
-        """Bytes read at ``offset``; 0 at the end. Raises :class:`BlobMissing`."""
-        try:
-            return os.preadv(self._fd, [buffer], offset)
-        except OSError as error:
-            reason = _("At byte {offset}: {reason}.").format(offset=offset, reason=error.strerror)
-            raise self._job.missing(reason) from error
+def _file_pieces(source: Path, bundle: Path, lane: Lane) -> Iterator[memoryview]:
+    """A file in pieces; what goes wrong with it is said about *it*, with the offset."""
+    offset = 0
+    try:
+        descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise BlobMissing(bundle=bundle, blob=source, reason=f"{error.strerror}.") from error
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        while count := os.preadv(descriptor, [lane.buffer], offset):
+            yield lane.buffer[:count]
+            offset += count
+    except OSError as error:
+        reason = _("At byte {offset}: {reason}.").format(offset=offset, reason=error.strerror)
+        raise BlobMissing(bundle=bundle, blob=source, reason=reason) from error
+    finally:
+        os.close(descriptor)

@@ -10,19 +10,24 @@ import sys
 import time
 from pathlib import Path
 
+import pyrage
 import pytest
 from bundle_samples import FILES, Supplier
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from appliance.bundle.copying import copy, join
+from appliance.bundle.delta import delta, read_base
+from appliance.bundle.encryption import Sealer, encrypt
 from appliance.bundle.load import load, verify
 from appliance.bundle.opening import Opening
 from appliance.bundle.parts import Wanted, read_part
 from appliance.bundle.reader import BundleReader
 from appliance.bundle.split import split
 from appliance.errors import (
+    BaseMissing,
     BundleTampered,
+    DeltaBaseIsTarget,
     PartMissing,
     PartRefused,
     PartSizeInvalid,
@@ -242,6 +247,71 @@ def test_a_part_is_copied_like_a_bundle(supplier: Supplier, bundle: Path, folder
     copied = copy(made.paths[1], away, QUIET)
     assert copied.path.read_bytes() == made.paths[1].read_bytes()
     assert read_part(copied.path).number == 2
+
+
+# --- deltas -------------------------------------------------------------------------------------
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(kept=st.integers(0, 4), new=st.integers(0, 4), dropped=st.integers(0, 4), bare=st.booleans())
+def test_a_delta_on_its_base_is_the_full_bundle(
+    supplier: Supplier, tmp_path: Path, kept: int, new: int, dropped: int, bare: bool
+) -> None:
+    shutil.rmtree(tmp_path)
+    tmp_path.mkdir()
+    same = {"config.json": b"{}", **{f"kept{n}": b"kept%d" % n * 900 for n in range(kept)}}
+    gone = {f"gone{n}": b"gone%d" % n * 900 for n in range(dropped)}
+    added = {f"new{n}": os.urandom(5000) for n in range(new)}
+    old = supplier.write(supplier.content({**same, **gone}, "1.0", "thin"), "old.tar")
+    full = supplier.write(supplier.content({**same, **added}, "2.0", "thin"), "full.tar")
+    base = old
+    if bare:
+        base = tmp_path / "bundle.json"
+        base.write_bytes(BundleReader(old).members["bundle.json"])
+    thin = tmp_path / "thin.tar"
+    made = delta(full, read_base(base), thin, supplier.repository, QUIET)
+    assert made.left_out == len(same)
+    with BundleReader(thin) as reader, BundleReader(full) as whole:
+        assert reader.manifest.release_id == whole.manifest.release_id
+        assert reader.metadata == whole.metadata
+        assert len(reader.layout.blobs) == len(set(added.values()))
+    verify(thin, supplier.verifier(), QUIET)
+    store = Store(tmp_path / "store")
+    with pytest.raises(BaseMissing) as missing:
+        load(thin, store, supplier.verifier(), QUIET)
+    assert "thin-1.0-" in missing.value.sentences()[0]
+    assert BundleReader(old).manifest.digest in missing.value.sentences()[1]
+    load(old, store, supplier.verifier(), QUIET)
+    loaded = load(thin, store, supplier.verifier(), QUIET)
+    assert loaded.written == sum(map(len, added.values()))
+    again = load(full, store, supplier.verifier(), QUIET)
+    assert again.written == 0
+    assert again.content == loaded.content
+    with pytest.raises(DeltaBaseIsTarget):
+        delta(full, read_base(full), thin, supplier.repository, QUIET)
+
+
+def test_a_delta_is_signed_and_thinned_and_hidden_at_once(
+    supplier: Supplier, tmp_path: Path
+) -> None:
+    old = supplier.write(supplier.content({"a": b"a" * 9000}, "1.0", "odd"), "old.tar")
+    full = supplier.write(
+        supplier.content({"a": b"a" * 9000, "b": b"b" * 9000}, "2.0", "odd"), "full.tar"
+    )
+    thin = tmp_path / "thin.tar"
+    delta(full, read_base(old), thin, Supplier.at(tmp_path / "stranger").repository, QUIET)
+    with pytest.raises(BundleTampered) as refusal:
+        verify(thin, supplier.verifier(), QUIET)
+    assert "delta.dsse.json" in refusal.value.sentences()[1]
+    delta(full, read_base(old), thin, supplier.repository, QUIET)
+    identity = pyrage.x25519.Identity.generate()
+    (tmp_path / "identity").write_text(str(identity))
+    sealed = tmp_path / "sealed.tar"
+    encrypt(thin, sealed, Sealer((str(identity.to_public()),), supplier.repository), QUIET)
+    store = Store(tmp_path / "store")
+    load(old, store, supplier.verifier(), QUIET)
+    opening = Opening(identity=tmp_path / "identity")
+    assert load(sealed, store, supplier.verifier(), QUIET, opening).written == 9000
 
 
 _WORKER = """
