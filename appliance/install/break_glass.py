@@ -1,7 +1,8 @@
 """``--break-glass REASON``: an expired bundle may be installed, and that is written down for good.
 
 Only expiry is forgiven. Before anything of the bundle is loaded the ledger has
-``trust.break-glass`` with the reason and what had expired; ``sovctl status`` says so while that release is in use.
+``trust.break-glass`` with the reason and what had expired; ``sovctl status`` says so while that
+release is in use.
 """
 
 from __future__ import annotations
