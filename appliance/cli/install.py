@@ -68,10 +68,11 @@ def plan(
     from appliance.install.local import LocalCluster
 
     _refuse_site(site)
+    given = emergency(reason)
     home = Home.from_environment()
     request = Request(bundle, port=port, sealed=not unsealed)
     trusted = _fingerprint(console, home, bundle, fingerprint)
-    with admit(bundle, home, trusted, emergency(reason)) as admitted:
+    with admit(bundle, home, trusted, given) as admitted:
         cluster = LocalCluster(home, sealed=request.sealed)
         installation = Installation(home, admitted, request, cluster)
         decided = installation.plan()
@@ -121,12 +122,13 @@ def install(
     from appliance.install.local import LocalCluster
 
     _refuse_site(site)
+    given = emergency(reason)
     home = Home.from_environment()
     request = Request(bundle, port=port, sealed=not unsealed, start=not no_start)
     trusted = _fingerprint(console, home, bundle, fingerprint)
     with (
         _terminated_as_interrupted(),
-        admit(bundle, home, trusted, emergency(reason)) as admitted,
+        admit(bundle, home, trusted, given) as admitted,
         lock.hold(home, f"sovctl install {bundle}"),
     ):
         installation = Installation(

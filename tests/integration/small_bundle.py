@@ -7,8 +7,10 @@ import hashlib
 import io
 import zipfile
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
+from appliance.bundle.format import REVOCATIONS
 from appliance.bundle.writer import BundleContent, write
 from appliance.manifests.bundle import Artefact, BlobRef, BundleManifest, Platform
 from appliance.progress import Silent
@@ -41,8 +43,10 @@ class Supplier:
         platform: Platform | None = None,
         payload: int = 100_000,
         wheels: int = 3,
+        signed: datetime | None = None,
     ) -> Path:
-        """Write ``<name>.tar``; ``payload`` is the size of its data set in bytes."""
+        """Write ``<name>.tar``; ``payload`` is its data set's size in bytes, ``signed`` the moment
+        of its signatures (None: now)."""
         store = Store(self.folder / "store")
         files = []
         lock = ""
@@ -68,10 +72,11 @@ class Supplier:
                 ),
             ),
         )  # fmt: skip
-        unsigned = BundleContent(manifest, _SBOM)
+        others = {REVOCATIONS: self.repository.revocations()}
+        unsigned = BundleContent(manifest, _SBOM, others=others)
         members = {n: d for n, d in unsigned.members().items() if not n.startswith("metadata/")}
-        metadata = self.repository.sign("small", members, artefacts=manifest.artefacts)
-        content = BundleContent(manifest, _SBOM, metadata=metadata)
+        metadata = self.repository.sign("small", members, signed, artefacts=manifest.artefacts)
+        content = BundleContent(manifest, _SBOM, metadata=metadata, others=others)
         path = self.folder / f"{name}.tar"
         write(path, content, store.path, Silent())
         return path
