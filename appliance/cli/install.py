@@ -71,10 +71,11 @@ def plan(
     from appliance.install.local import LocalCluster
 
     _refuse_site(site)
+    given = emergency(reason)
     home = Home.from_environment()
     request = Request(bundle, port=port, sealed=not unsealed)
     trusted = _fingerprint(console, home, bundle, fingerprint, opening)
-    with admit(bundle, home, trusted, opening, emergency(reason)) as admitted:
+    with admit(bundle, home, trusted, opening, given) as admitted:
         cluster = LocalCluster(home, sealed=request.sealed)
         installation = Installation(home, admitted, request, cluster)
         decided = installation.plan()
@@ -126,12 +127,13 @@ def install(
     from appliance.install.local import LocalCluster
 
     _refuse_site(site)
+    given = emergency(reason)
     home = Home.from_environment()
     request = Request(bundle, port=port, sealed=not unsealed, start=not no_start)
     trusted = _fingerprint(console, home, bundle, fingerprint, opening)
     with (
         _terminated_as_interrupted(),
-        admit(bundle, home, trusted, opening, emergency(reason)) as admitted,
+        admit(bundle, home, trusted, opening, given) as admitted,
         lock.hold(home, f"sovctl install {bundle}"),
     ):
         installation = Installation(

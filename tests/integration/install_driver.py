@@ -1,6 +1,6 @@
 """``sovctl install`` with the cluster left out and a bomb put in, in a process of its own.
 
-    python install_driver.py HOME BUNDLE FINGERPRINT BOMB [--sick]
+    python install_driver.py HOME BUNDLE FINGERPRINT BOMB [--sick] [--break-glass=REASON]
 
 or, a second faster, :func:`run` forks the process the tests run in.
 
@@ -26,6 +26,7 @@ from pathlib import Path
 
 from appliance.errors import ApplianceError, StartFailed
 from appliance.install import embedded, journal, lock
+from appliance.install.break_glass import emergency
 from appliance.install.bundle_in import admit
 from appliance.install.embedded import Installation, Request
 from appliance.layout import Home
@@ -162,10 +163,12 @@ def main(arguments: list[str]) -> int:
     progress = arm(arguments[3])
     cluster = FakeCluster(home, "--sick" in arguments)
     ports = [int(option[7:]) for option in arguments if option.startswith("--port=")]
+    reasons = [option[14:] for option in arguments if option.startswith("--break-glass=")]
+    given = emergency(reasons[0]) if reasons else None
     request = Request(bundle, port=ports[0] if ports else None)
     try:
         with (
-            admit(bundle, home, Fingerprint.parse(arguments[2])) as admitted,
+            admit(bundle, home, Fingerprint.parse(arguments[2]), given) as admitted,
             lock.hold(home, f"install {bundle.name}"),
         ):
             installation = Installation(home, admitted, request, cluster)

@@ -7,8 +7,10 @@ import hashlib
 import io
 import zipfile
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
+from appliance.bundle.format import REVOCATIONS
 from appliance.bundle.writer import BundleContent, write
 from appliance.manifests.bundle import Artefact, ArtefactKind, BlobRef, BundleManifest, Platform
 from appliance.progress import Silent
@@ -41,8 +43,10 @@ class Supplier:
         platform: Platform | None = None,
         payload: int = 100_000,
         wheels: int = 3,
+        signed: datetime | None = None,
     ) -> Path:
-        """Write ``<name>.tar``; ``payload`` is the size of its data set in bytes."""
+        """Write ``<name>.tar``; ``payload`` is its data set's size in bytes, ``signed`` the moment
+        of its signatures (None: now)."""
         store = Store(self.folder / "store")
         files = []
         lock = ""
@@ -58,14 +62,14 @@ class Supplier:
             ),
             Artefact(kind="dataset", name="rows", version="1", licence="MIT", files=(rows,)),
         )
-        return self._write(name, "small", version, artefacts, platform)
+        return self._write(name, "small", version, artefacts, platform, signed)
 
     def addition(self, name: str, kind: ArtefactKind, folder: Path) -> Path:
         """Write ``<name>.tar`` with one artefact ``name``, the files of ``folder``; no runtime."""
         store = Store(self.folder / "store")
         files = tuple(_file(store, p.name, p.read_bytes()) for p in sorted(folder.iterdir()))
         artefact = Artefact(kind=kind, name=name, version="1", licence="MIT", files=files)
-        return self._write(name, f"addition-{name}", "1", (artefact,), None)
+        return self._write(name, f"addition-{name}", "1", (artefact,))
 
     def _write(
         self,
@@ -73,7 +77,8 @@ class Supplier:
         name: str,
         version: str,
         artefacts: tuple[Artefact, ...],
-        platform: Platform | None,
+        platform: Platform | None = None,
+        signed: datetime | None = None,
     ) -> Path:
         store = Store(self.folder / "store")
         manifest = BundleManifest(
@@ -84,10 +89,11 @@ class Supplier:
             platform=platform or Platform.of_this_machine(),
             artefacts=artefacts,
         )
-        unsigned = BundleContent(manifest, _SBOM)
+        others = {REVOCATIONS: self.repository.revocations()}
+        unsigned = BundleContent(manifest, _SBOM, others=others)
         members = {n: d for n, d in unsigned.members().items() if not n.startswith("metadata/")}
-        metadata = self.repository.sign(name, members, artefacts=manifest.artefacts)
-        content = BundleContent(manifest, _SBOM, metadata=metadata)
+        metadata = self.repository.sign(name, members, signed, artefacts=manifest.artefacts)
+        content = BundleContent(manifest, _SBOM, metadata=metadata, others=others)
         path = self.folder / f"{file}.tar"
         write(path, content, store.path, Silent())
         return path

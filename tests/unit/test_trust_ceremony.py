@@ -149,6 +149,7 @@ def test_a_roles_key_elsewhere_signs_from_a_request(tmp_path: Path, sovctl: Sovc
     assert "models/model-m.json" in done.stderr
     sovctl("publish", "--keys", keys, request)
     assert not Path(request).exists()
+    assert _verify(repository, repository.fingerprint).bundle == "sample"
 
 
 def test_a_role_rotates_by_request_where_root_keys_are_away(tmp_path: Path, sovctl: Sovctl) -> None:

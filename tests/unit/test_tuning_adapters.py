@@ -17,10 +17,13 @@ from appliance.errors import (
     NameTaken,
     RecordMissing,
     TransitionRefused,
+    TrustStateDamaged,
 )
 from appliance.layout import Home
 from appliance.manifests.tuning import TuningSpec
 from appliance.registry import AdapterStatus, Registry
+from appliance.trust.model_signature import key_id_of_pem
+from appliance.trust.revocations import Revocation, Revocations
 from appliance.tuning import adapters
 from appliance.tuning.adapters import Purpose
 from appliance.tuning.card import AdapterCard, Code, Figures, Named, Training, describe
@@ -156,6 +159,26 @@ def test_another_base_is_refused(promoted: Site) -> None:
     with pytest.raises(AdapterRefused) as caught:
         promoted.verify(base=OTHER)
     assert "another base" in caught.value.values["reason"]
+
+
+@pytest.mark.parametrize("what", ["adapter", "weights", "base", "key"])
+def test_what_a_supplier_took_back_is_refused(promoted: Site, what: str) -> None:
+    """By what any bundle said that this site has seen; a list that cannot be read says no too."""
+    record = promoted.registry.adapters.get("icd10")
+    weights = folder_files(Path(record.path))["adapter_model.safetensors"]
+    key = key_id_of_pem(adapters.public_key(promoted.home).read_bytes())
+    identity = {"adapter": record.digest, "weights": weights, "base": BASE, "key": key}[what]
+    kind = "key" if what == "key" else "content"
+    entry = Revocation(kind=kind, id=identity, reason="it leaks", at="2026-11-24T03:00:00Z")
+    seen = promoted.home.trust / "bundles" / "hospital"
+    seen.mkdir(parents=True)
+    (seen / "revocations.json").write_bytes(Revocations().adding(entry).canonical())
+    with pytest.raises(AdapterRefused, match="adapter-refused") as caught:
+        promoted.verify()
+    assert "it leaks" in caught.value.sentences()[1]
+    (seen / "revocations.json").write_bytes(b"{")
+    with pytest.raises(TrustStateDamaged):
+        promoted.verify()
 
 
 def test_an_unknown_name_is_refused(site: Site) -> None:
