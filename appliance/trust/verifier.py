@@ -27,6 +27,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import rfc8785
+from securesystemslib.exceptions import Error as SecurityError
 from securesystemslib.exceptions import UnverifiedSignatureError, VerificationError
 from securesystemslib.signer import Key
 from tuf.api.exceptions import (
@@ -54,6 +55,16 @@ from appliance.trust.fingerprint import Fingerprint
 from appliance.trust.pin import TrustState
 from appliance.trust.repository import DEMO_FIELD
 
+_LIBRARIES_RAISE = (
+    TypeError,
+    AttributeError,
+    LookupError,
+    ValueError,
+    ArithmeticError,
+    RecursionError,
+    RepositoryError,
+    SecurityError,
+)
 _ROLE_FILES = ("timestamp.json", "snapshot.json", "targets.json")
 
 
@@ -97,7 +108,7 @@ class Verifier:
         bundle = _Signed(label, metadata)
         try:
             return self._judge(bundle, members)
-        except (TypeError, AttributeError, KeyError, ValueError) as error:
+        except _LIBRARIES_RAISE as error:
             # The libraries check signatures before they check types: hostile JSON gets this far.
             raise bundle.tampered("metadata", "a value in it has the wrong type") from error
 
