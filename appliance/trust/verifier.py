@@ -225,8 +225,14 @@ class _Signed:
         """A metadata file, which must be in its one allowed form."""
         data = self.file(name)
         try:
-            if rfc8785.dumps(json.loads(data)) != data:
+            tree = json.loads(data)
+            if rfc8785.dumps(tree) != data:
                 raise self.tampered(f"metadata/{name}", "it is not canonical JSON")
+            # Around what is signed, and beside a signature, python-tuf keeps what it does not know.
+            if set(tree) != {"signatures", "signed"} or any(
+                set(signature) != {"keyid", "sig"} for signature in tree["signatures"]
+            ):
+                raise self.tampered(f"metadata/{name}", "it says more than was signed")
             metadata = Metadata[Any].from_bytes(data)
             # python-tuf signs what it parsed, and fills in a null spec_version while parsing.
             if rfc8785.dumps(metadata.to_dict()) != data:

@@ -522,6 +522,18 @@ def test_other_keys_do_not_help(site: Site, tmp_path_factory: pytest.TempPathFac
     assert isinstance(site.refusal(signed(others, canonical(manifest())).tar()), BundleUntrusted)
 
 
+def test_nothing_is_carried_beside_what_is_signed(site: Site, parts: Parts) -> None:
+    """python-tuf keeps unknown fields around the signed part: bytes that no signature covers."""
+    for name in ("metadata/1.root.json", "metadata/timestamp.json"):
+        tree = json.loads(parts.front[name])
+        beside = {**tree["signatures"][0], "x": "y"}
+        for spoilt in ({**tree, "x": "y"}, {**tree, "signatures": [beside]}):
+            front = {**parts.front, name: canonical(spoilt)}
+            error = site.refusal(Parts(front, parts.blobs).tar())
+            assert isinstance(error, BundleTampered)
+            assert error.values["member"] == name
+
+
 # --- many ----------------------------------------------------------------------------------------
 
 
