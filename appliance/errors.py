@@ -15,6 +15,7 @@ appliance.errors.BundleTampered: bundle-tampered: b.tar is not what was signed
 from __future__ import annotations
 
 import string
+import unicodedata
 from enum import IntEnum
 from typing import ClassVar
 
@@ -34,6 +35,19 @@ class ExitCode(IntEnum):
     FAILED = 7  # it was started and did not succeed
     VERDICT = 8  # a check ran and its answer is no (doctor, egress prove, audit verify)
     INTERRUPTED = 130
+
+
+_MOST_SHOWN = 4000  # characters of one value in an error
+
+
+def _shown(value: str) -> str:
+    """``value`` as it may reach a terminal: names in a hostile file must not steer one."""
+    if len(value) > _MOST_SHOWN:
+        value = f"{value[:_MOST_SHOWN]}…"
+    if value.isascii() and value.isprintable():
+        return value
+    hidden = (c for c in set(value) if unicodedata.category(c)[0] == "C" and c not in "\n\t")
+    return value.translate({ord(c): ascii(c)[1:-1] for c in hidden})
 
 
 class ApplianceError(Exception):
@@ -62,7 +76,7 @@ class ApplianceError(Exception):
         missing = self.fields() - fields.keys()
         if missing:
             raise TypeError(f"{type(self).__name__} needs {sorted(missing)}")
-        self.values = {name: str(value) for name, value in fields.items()}
+        self.values = {name: _shown(str(value)) for name, value in fields.items()}
         super().__init__(f"{self.code}: {self.what.format(**self.values)}")
 
     @classmethod

@@ -48,6 +48,10 @@ _UPSTREAM = re.compile(r"upstream/([A-Za-z0-9][A-Za-z0-9._-]{0,72})\.oms\.json")
 LIMITS = {"metadata": 1 << 20, "single": 1 << 26, "signature": 1 << 24, "upstream": 1 << 24}
 """The most bytes a member before the blobs may have, by what it is; what is read into memory."""
 
+MAX_FRONT_BYTES = 1 << 28
+MAX_FRONT_MEMBERS = 10_000
+"""What all members before the blobs may have together: they are read before they are believed."""
+
 _USTAR_MAX = 8**11 - 1  # bytes a ustar size field can say; above it pax says it
 
 

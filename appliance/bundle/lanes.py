@@ -43,22 +43,24 @@ def run(
     pieces: Iterable[T], work: Callable[[T, Lane], None], size_of: Callable[[T], int], count: int
 ) -> None:
     """Do ``work`` for every piece in ``count`` threads; raise what the first failure raised."""
-    stop, local = threading.Event(), threading.local()
+    stop, turn = threading.Event(), threading.Lock()
+    queue = iter(sorted(pieces, key=lambda piece: -size_of(piece)))
 
-    def take(piece: T) -> None:
-        if stop.is_set():
-            return
-        if not hasattr(local, "lane"):
-            local.lane = Lane(stop)
+    def take_turns() -> None:
+        lane = Lane(stop)
         try:
-            work(piece, local.lane)
+            while not stop.is_set():
+                with turn:
+                    piece = next(queue, None)
+                if piece is None:
+                    return
+                work(piece, lane)
         except BaseException:
             stop.set()
             raise
 
-    largest_first = sorted(pieces, key=lambda piece: -size_of(piece))
-    with ThreadPoolExecutor(max(1, min(count, len(largest_first)))) as pool:
-        jobs = [pool.submit(take, piece) for piece in largest_first]
+    with ThreadPoolExecutor(count, thread_name_prefix="lane") as pool:
+        jobs = [pool.submit(take_turns) for _ in range(count)]
         try:
             wait(jobs, return_when=FIRST_EXCEPTION)
         finally:

@@ -208,7 +208,7 @@ def _check_model_signatures(
         try:
             key = canonical_public_pem(verified.public_keys.get(member, b""))
             signed_name = verify_model(bundle.signatures[name], files, key)
-        except (ModelSignatureInvalid, ValueError) as error:
+        except (ModelSignatureInvalid, ValueError, RecursionError) as error:
             raise BundleTampered(bundle=bundle.path, member=member, reason=str(error)) from error
         if signed_name != name:
             reason = f"it is for the model {signed_name}"

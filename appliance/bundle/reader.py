@@ -28,6 +28,8 @@ from appliance.bundle.format import (
     ENCRYPTION,
     END,
     MANIFEST,
+    MAX_FRONT_BYTES,
+    MAX_FRONT_MEMBERS,
     SBOM,
     STATEMENTS,
     Layout,
@@ -141,9 +143,10 @@ class BundleReader:
             return BundleManifest.parse(data)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            if first["loc"] == ("schema_version",):
+            version = first["input"]
+            if first["loc"] == ("schema_version",) and isinstance(version, int):
                 raise BundleTooNew(
-                    bundle=self.path, found=first["input"], supported=SCHEMA_VERSION
+                    bundle=self.path, found=version, supported=SCHEMA_VERSION
                 ) from error
             where = ".".join(str(part) for part in first["loc"])
             raise self._tampered(MANIFEST, f"{where}: {first['msg']}") from error
@@ -296,6 +299,8 @@ class BundleReader:
             raise self._tampered(name, "members are not in their one allowed order")
         if size > size_limit(name):
             raise self._tampered(name, f"{size} bytes are more than it may have")
+        if offset + size > MAX_FRONT_BYTES or len(self._front) >= MAX_FRONT_MEMBERS:
+            raise self._tampered(name, "the members up to it are more than there may be")
         return Place(name, size, offset, offset + BLOCK)
 
     def _refuse_header(self, before: Place | None, reason: str) -> NoReturn:

@@ -16,13 +16,16 @@ that one file system could take for the same (case folding), no file that is als
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import platform as _platform
 import sys
 import unicodedata
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, model_validator
+
+from appliance.manifests.json_shape import check_shape
 
 SCHEMA_VERSION = 1
 """Raised when an older reader could misread a newer bundle."""
@@ -39,9 +42,9 @@ def check_path(path: str) -> str:
         raise ValueError(f"{path!r} is not a relative path")
     if len(path.encode("utf-8", "surrogatepass")) > MAX_PATH_BYTES:
         raise ValueError(f"a path is longer than {MAX_PATH_BYTES} bytes")
-    if "\\" in path or any(unicodedata.category(c)[0] == "C" for c in path):
+    if "\\" in path or has_control_characters(path):
         raise ValueError(f"{path!r} has a backslash or a control character")
-    if unicodedata.normalize("NFC", path) != path:
+    if not path.isascii() and unicodedata.normalize("NFC", path) != path:
         raise ValueError(f"{path!r} is not in Unicode normal form C")
     for component in path.split("/"):
         if component in {"", ".", ".."}:
@@ -51,20 +54,37 @@ def check_path(path: str) -> str:
     return path
 
 
+def has_control_characters(text: str) -> bool:
+    """Whether a terminal, or an eye, could be led astray by it (Unicode categories C*)."""
+    if text.isascii():
+        return not text.isprintable()
+    return any(unicodedata.category(c)[0] == "C" for c in text)
+
+
+def check_text(text: str) -> str:
+    """Return ``text`` if it can be shown to a person; line breaks are fine. Else ``ValueError``."""
+    if has_control_characters(text.replace("\n", "").replace("\t", "")):
+        raise ValueError(f"{text[:80]!r} has a control character")
+    return text
+
+
 def check_paths_apart(paths: list[str]) -> None:
-    """Raise ``ValueError`` if two ``paths`` collide, or one is the folder of the other."""
-    seen: dict[str, str] = {}
-    for path in paths:
-        folded = unicodedata.normalize("NFC", path.casefold())
-        if folded in seen:
-            raise ValueError(f"{path!r} and {seen[folded]!r} are the same file on some systems")
-        seen[folded] = path
-    for folded, path in seen.items():
-        parent = folded
-        while "/" in parent:
-            parent = parent.rpartition("/")[0]
-            if parent in seen:
-                raise ValueError(f"{seen[parent]!r} is both a file and the folder of {path!r}")
+    """Raise ``ValueError`` if two ``paths`` collide, or one is the folder of the other.
+
+    With NUL (which no path has) for the slash, what lies in a folder sorts right behind it: looking
+    at neighbours is enough, however many paths there are and however deep they go.
+    """
+    folded = sorted((_folded(path).replace("/", "\0"), path) for path in paths)
+    for (before, first), (after, second) in itertools.pairwise(folded):
+        if before == after:
+            raise ValueError(f"{second!r} and {first!r} are the same file on some systems")
+        if after.startswith(before + "\0"):
+            raise ValueError(f"{first!r} is both a file and the folder of {second!r}")
+
+
+def _folded(path: str) -> str:
+    folded = path.casefold()
+    return folded if folded.isascii() else unicodedata.normalize("NFC", folded)
 
 
 # At most 73, so that signatures/<name>.oms.json fits a tar header.
@@ -73,6 +93,7 @@ Version = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}$")]
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Size = Annotated[int, Field(ge=0, le=2**53 - 1)]  # what JSON numbers hold exactly
 RelativePath = Annotated[str, AfterValidator(check_path)]
+Text = Annotated[str, AfterValidator(check_text)]
 Instant = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
 Attribute = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,63}$")]
 ArtefactKind = Literal["model", "adapter", "dataset", "wheelhouse", "packages", "collections"]
@@ -129,10 +150,10 @@ class Artefact(_Frozen):
     kind: ArtefactKind
     name: Name
     version: Version
-    licence: Annotated[str, Field(min_length=1, max_length=200)]
-    description: Annotated[str, Field(max_length=2000)] = ""
-    files: Annotated[tuple[BlobRef, ...], Field(min_length=1)]
-    attributes: dict[Attribute, str] = {}
+    licence: Annotated[Text, Field(min_length=1, max_length=200)]
+    description: Annotated[Text, Field(max_length=2000)] = ""
+    files: Annotated[tuple[BlobRef, ...], FailFast(), Field(min_length=1)]
+    attributes: dict[Attribute, Text] = {}
 
     @model_validator(mode="after")
     def _files_are_apart_and_safe(self) -> Artefact:
@@ -202,7 +223,7 @@ class BundleManifest(_Frozen):
     version: Version
     created: Instant
     platform: Platform
-    artefacts: tuple[Artefact, ...]
+    artefacts: Annotated[tuple[Artefact, ...], FailFast()]
 
     @model_validator(mode="after")
     def _artefacts_are_apart(self) -> BundleManifest:
@@ -217,6 +238,7 @@ class BundleManifest(_Frozen):
     @classmethod
     def parse(cls, data: bytes) -> BundleManifest:
         """Read ``bundle.json``. Raises ``ValueError`` unless it is valid and canonical."""
+        check_shape(data)  # before a model: what it finds wrong, it lists, at a kilobyte apiece
         manifest = cls.model_validate_json(data)
         if manifest.canonical() != data:
             raise ValueError("bundle.json is not canonical JSON (RFC 8785)")

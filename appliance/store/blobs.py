@@ -94,8 +94,8 @@ class Store:
     def files_of(self, blobs: Iterable[tuple[str, int]], reserve: int = 0) -> Files:
         """What writing these new blobs (digest, bytes) will take here; see ``store.space``."""
         known = list(blobs)
-        folders = {self.path(digest).parent for digest, _size in known}
-        new = sum(not folder.is_dir() for folder in folders)
+        folders = {hex_of(digest)[:2] for digest, _size in known}
+        new = sum(not (self.root / "sha256" / name).is_dir() for name in folders)
         own = (self.root, self.root / "sha256", self._unfinished)
         if known:
             new += sum(not folder.is_dir() for folder in own)

@@ -15,12 +15,12 @@ the given keys, each valid.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Mapping, Sequence
 
 import rfc8785
 from securesystemslib.dsse import Envelope
+from securesystemslib.exceptions import Error as SecurityError
 from securesystemslib.exceptions import UnverifiedSignatureError, VerificationError
 from securesystemslib.signer import Key, Signer
 
@@ -78,11 +78,14 @@ def _parse(data: bytes) -> Envelope:
         for text in (tree["payload"], *(each["sig"] for each in tree["signatures"])):
             if base64.b64encode(base64.b64decode(text, validate=True)).decode() != text:
                 raise StatementInvalid("its base64 is not in its one allowed form")
+        # It also keeps fields it does not know beside a signature, where nothing signs them.
+        if any(set(each) != {"keyid", "sig"} for each in tree["signatures"]):
+            raise StatementInvalid("it says more than a statement may")
         envelope = Envelope.from_dict(json.loads(data))
         if rfc8785.dumps(envelope.to_dict()) != data:
             raise StatementInvalid("it says more than a statement may")
         return envelope
     except StatementInvalid:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, binascii.Error) as bad:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SecurityError) as bad:
         raise StatementInvalid("it is not a DSSE envelope") from bad

@@ -35,6 +35,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import rfc8785
+from securesystemslib.exceptions import Error as SecurityError
 from securesystemslib.exceptions import UnverifiedSignatureError, VerificationError
 from securesystemslib.signer import Key
 from tuf.api.exceptions import (
@@ -68,6 +69,16 @@ from appliance.trust.repository import DEMO_FIELD
 from appliance.trust.revocations import MEMBER as REVOCATIONS
 from appliance.trust.revocations import Revocations
 
+_LIBRARIES_RAISE = (
+    TypeError,
+    AttributeError,
+    LookupError,
+    ValueError,
+    ArithmeticError,
+    RecursionError,
+    RepositoryError,
+    SecurityError,
+)
 _ROLE_FILES = ("timestamp.json", "snapshot.json", "targets.json")
 _DELEGATED_FILES = tuple(f"{role}.json" for role in ROLES)
 
@@ -154,7 +165,7 @@ class Verifier:
         bundle = _Signed(label, metadata)
         try:
             return self._judge(bundle, members, manifest)
-        except (TypeError, AttributeError, KeyError, ValueError) as error:
+        except _LIBRARIES_RAISE as error:
             # The libraries check signatures before they check types: hostile JSON gets this far.
             raise bundle.tampered("metadata", "a value in it has the wrong type") from error
 
@@ -326,8 +337,14 @@ class _Signed:
         """A metadata file, which must be in its one allowed form."""
         data = self.file(name)
         try:
-            if rfc8785.dumps(json.loads(data)) != data:
+            tree = json.loads(data)
+            if rfc8785.dumps(tree) != data:
                 raise self.tampered(f"metadata/{name}", "it is not canonical JSON")
+            # Around what is signed, and beside a signature, python-tuf keeps what it does not know.
+            if set(tree) != {"signatures", "signed"} or any(
+                set(signature) != {"keyid", "sig"} for signature in tree["signatures"]
+            ):
+                raise self.tampered(f"metadata/{name}", "it says more than was signed")
             metadata = Metadata[Any].from_bytes(data)
             # python-tuf signs what it parsed, and fills in a null spec_version while parsing.
             if rfc8785.dumps(metadata.to_dict()) != data:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,7 @@ from appliance.trust.pin import TrustState
 from appliance.trust.repository import Repository, Threshold
 from appliance.trust.verifier import Verifier
 
-KILLS = 80  # for each operation
+KILLS = 220  # over all operations; each takes its share
 # Empty, one write, around where O_DIRECT begins, several buffers, odd tails.
 SIZES = [0, 1, 512, 70_000, (1 << 20) - 1, (1 << 20) + 1, *[600_000] * 6, 3_000_001, 5 << 20]
 
@@ -67,7 +67,7 @@ class Desk:
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     os.environ["SOURCE_DATE_EPOCH"] = "1700000000"
     try:
         made = Desk(tmp_path_factory.mktemp("desk"))
@@ -107,10 +107,11 @@ def loading(desk: Desk) -> Operation:
     )
 
 
-@pytest.mark.parametrize("operation", [building, loading])
-def test_killed_at_random_points(
-    desk: Desk, operation: Callable[[Desk], Operation], request: pytest.FixtureRequest
-) -> None:
-    seed = random.SystemRandom().randrange(2**32)
-    report = Lab(seed).run(operation(desk), KILLS)
+OPERATIONS: tuple[Callable[[Desk], Operation], ...] = (building, loading)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_killed_at_random_points(desk: Desk, operation: Callable[[Desk], Operation]) -> None:
+    seed = int(os.environ.get("KILL_SEED", random.SystemRandom().randrange(2**32)))
+    report = Lab(seed).run(operation(desk), -(-KILLS // len(OPERATIONS)))
     print(report)

@@ -220,7 +220,7 @@ def test_only_canonical_manifests_are_read(supplier: Supplier) -> None:
             BundleManifest.parse(other)
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"])), st.integers(0, 2**53 - 1))
+@given(st.text(st.characters(exclude_categories=["C"])), st.integers(0, 2**53 - 1))
 def test_the_manifests_canonical_form_is_rfc_8785(text: str, size: int) -> None:
     files = (BlobRef(path="p", digest=DIGEST, size=size),)
     artefact = Artefact(
