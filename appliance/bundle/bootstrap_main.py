@@ -56,10 +56,22 @@ def environment(manifest: Dict[str, Any], identity: str) -> str:
     folder = os.path.join(parent, environment_name())
     expected = expected_files(manifest)
     if not is_whole(folder, expected):
-        unpack(folder, manifest)
+        lock = locked(parent)
+        if not is_whole(folder, expected):  # another run may have made it meanwhile, and be at it
+            unpack(folder, manifest)
         if not is_whole(folder, expected):
             raise Refused("bootstrap-damaged", path=folder, reason="It changes while it is read.")
+        os.close(lock)
     return folder
+
+
+def locked(parent: str) -> int:
+    """Wait until no other run unpacks into ``parent``; the lock ends with the descriptor."""
+    import fcntl
+
+    descriptor = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor
 
 
 def report(refusal: Refused, manifest: Dict[str, Any]) -> int:
@@ -215,11 +227,7 @@ def unpack(folder: str, manifest: Dict[str, Any]) -> None:
             old = tempfile.mkdtemp(prefix=".old-", dir=parent)
             os.rename(folder, os.path.join(old, "it"))
             shutil.rmtree(old, ignore_errors=True)
-        try:
-            os.rename(fresh, folder)
-        except OSError:
-            if not os.path.isdir(folder):  # another run was faster
-                raise
+        os.rename(fresh, folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 

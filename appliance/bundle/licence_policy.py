@@ -29,6 +29,7 @@ from license_expression import (
 )
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
+from appliance.bundle.licences import licence_named
 from appliance.manifests.recipe import LicencePolicy
 
 POLICY_PROPERTY = "sovctl:licence-policy"
@@ -175,14 +176,12 @@ def _licensed(document: Mapping[str, Any]) -> Iterator[Licensed]:
 
 def _terms(licences: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     """One expression for all of them, or what they say in their own words."""
-    if not licences:
-        return "", ""
-    given = [item.get("expression") or item.get("license", {}).get("id") for item in licences]
-    if all(given):
-        parts = [str(g) for g in given]
-        return (parts[0] if len(parts) == 1 else " AND ".join(f"({p})" for p in parts)), ""
-    names = [
-        str(g or item.get("license", {}).get("name"))
-        for g, item in zip(given, licences, strict=True)
-    ]
-    return "", ", ".join(names)
+    said = []
+    for item in licences:
+        named = item.get("license", {})
+        said.append(str(item.get("expression") or named.get("id") or named.get("name") or ""))
+    # CycloneDX has an id for what is on the SPDX list only; a LicenseRef is a name there.
+    known = [licence_named(text).expression for text in said]
+    if known and all(known):
+        return (known[0] if len(known) == 1 else " AND ".join(f"({k})" for k in known)), ""
+    return "", ", ".join(said)

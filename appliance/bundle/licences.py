@@ -38,6 +38,7 @@ _CLASSIFIED = {
 }
 _FREE_TEXT = {
     "apache 2.0": "Apache-2.0",
+    "apache 2.0 license": "Apache-2.0",
     "apache license 2.0": "Apache-2.0",
     "apache license, version 2.0": "Apache-2.0",
     "apache": "Apache-2.0",

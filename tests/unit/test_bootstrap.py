@@ -118,6 +118,28 @@ def test_it_unpacks_once_and_runs_isolated_in_an_environment_of_its_own(stick: S
     assert list(stick.unpacked.glob("lib/*/site-packages/more.py"))
 
 
+def test_runs_that_start_at_once_share_one_environment(stick: Stick) -> None:
+    command = [sys.executable, stick.pyz]
+    settings = {"PATH": os.environ["PATH"], "XDG_CACHE_HOME": str(stick.cache)}
+    runs = [
+        subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _number in range(6)
+    ]
+    done = [run.communicate() for run in runs]
+    assert [run.returncode for run in runs] == [0] * 6
+    assert sum(b"once" in said for _out, said in done) == 1
+    assert [path.name[:2] for path in stick.unpacked.parent.iterdir()] == ["cp"]
+
+
+def test_a_run_killed_while_it_unpacks_leaves_nothing_that_is_used(stick: Stick) -> None:
+    assert stick.run().returncode == 0
+    whole, half = stick.unpacked, stick.unpacked.with_name(".new-half")
+    whole.rename(half)
+    os.utime(half, (1, 1))
+    assert stick.run().returncode == 0
+    assert [path.name for path in whole.parent.iterdir()] == [whole.name]
+
+
 @pytest.mark.parametrize("harm", ["shorter", "missing", "more", "link", "open", "interpreter"])
 def test_what_is_not_as_it_was_unpacked_is_made_anew(stick: Stick, harm: str) -> None:
     assert stick.run().returncode == 0

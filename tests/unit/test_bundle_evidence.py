@@ -46,7 +46,7 @@ artefacts:
   - kind: model
     name: toy
     version: "1"
-    licence: Apache-2.0
+    licence: Apache-2.0 AND LicenseRef-ours
     source: {type: path, path: toy}
   - kind: dataset
     name: rows
@@ -92,7 +92,9 @@ def desk(tmp_path: Path, repository: Repository, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_build_is_refused_with_every_component_its_policy_forbids(desk: Desk) -> None:
-    text = RECIPE.replace("Apache-2.0", "AGPL-3.0-only").replace("MIT OR", "MIT AND")
+    text = RECIPE.replace("Apache-2.0 AND LicenseRef-ours", "AGPL-3.0-only").replace(
+        "MIT OR", "MIT AND"
+    )
     desk.recipe.write_text(text)
     with pytest.raises(LicenceDenied) as refused:
         desk.build()

@@ -107,3 +107,17 @@ def test_the_policy_travels_in_the_bill() -> None:
     assert policy_in(json.dumps({"metadata": {"properties": properties}}).encode()) == policy
     assert policy_in(b'{"bomFormat":"CycloneDX"}') is None
     assert licensed_in(b'{"bomFormat":"CycloneDX"}') == ()
+
+
+def test_a_bill_that_names_several_licences_means_all_of_them() -> None:
+    def terms(*licences: dict[str, Any]) -> tuple[str, str]:
+        component = {"bom-ref": "wheel/a", "name": "a", "licenses": licences}
+        (found,) = licensed_in(json.dumps({"components": [component]}).encode())
+        return found.expression, found.stated
+
+    assert terms({"license": {"name": "LicenseRef-ours"}}) == ("LicenseRef-ours", "")
+    assert terms({"expression": "MIT OR ISC"}) == ("MIT OR ISC", "")
+    both = terms({"license": {"id": "MIT"}}, {"license": {"id": "GPL-3.0-only"}})
+    assert both == ("(MIT) AND (GPL-3.0-only)", "")
+    assert terms({"license": {"id": "MIT"}}, {"license": {"name": "ask us"}}) == ("", "MIT, ask us")
+    assert terms() == ("", "")
