@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import shutil
 import subprocess
 import sys
@@ -53,6 +54,7 @@ def _code(home: Path, *arguments: object) -> str:
     return code
 
 
+@pytest.mark.skipif(shutil.which("age-keygen") is None, reason="age is not installed")
 def test_a_bundle_on_two_disks_encrypted(supplier: Supplier, tmp_path: Path) -> None:
     home, bundle = tmp_path / "home", supplier.bundle("b")
     keys = ("--keys", supplier.folder / "keys")
@@ -106,7 +108,8 @@ def test_somebody_at_a_terminal_is_asked_for_the_next_part(
     ) as child:
         os.close(follower)
         shown = b""
-        while b"type another folder" not in shown:
+        while b"and Enter." not in shown:
+            assert select.select([leader], [], [], 30)[0], shown
             shown += os.read(leader, 4096)
         assert b"Part 2 of" in shown
         os.write(leader, f"{two}\n".encode())
@@ -161,7 +164,7 @@ def test_a_copy_goes_on_and_refusals_have_codes(supplier: Supplier, tmp_path: Pa
     bundle, target = supplier.bundle("b"), tmp_path / "copy.tar"
     target.write_bytes(bundle.read_bytes()[:70_000])
     copied = _ask(tmp_path, "bundle", "copy", bundle, target)
-    assert copied["kept"] > 20_000
+    assert copied["kept"] > 10_000
     assert target.read_bytes() == bundle.read_bytes()
     (tmp_path / "other").write_bytes(b"?")
     keys = ("--keys", supplier.folder / "keys")
