@@ -94,6 +94,10 @@ def _ask_for_part(wanted: Wanted) -> Path | None:
         err=True,
     )
     folders = ", ".join(str(folder) for folder in dict.fromkeys(wanted.folders))
-    question = _("Press Enter to look in {folders}, or type another folder")
-    typed = click.prompt(question.format(folders=folders), default="", show_default=False, err=True)
-    return Path(typed).expanduser() if typed.strip() else None
+    question = _("Press Enter to look in {folders}, or type another folder and Enter.")
+    # A whole line each: under a bar, rich holds back what does not end in one.
+    click.echo(question.format(folders=folders), err=True)
+    typed = sys.stdin.readline()
+    if not typed:
+        raise click.Abort
+    return Path(typed.strip()).expanduser() if typed.strip() else None
