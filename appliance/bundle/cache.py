@@ -189,7 +189,6 @@ class BuildCache:
         path.replace(final)
         return final
 
-
     def file(self, hex_digest: str, task: Task) -> Digested | None:
         """The fetched file of this digest, if it is here and still whole. One that is not goes."""
         path = self.files / hex_digest
