@@ -101,10 +101,10 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             path = unquote(split.path)
             authorization = self.headers.get("Authorization", "")
             hub.seen.append((self.command, path, authorization))
-            if hub.token and not path.startswith("/cdn/"):
-                if authorization != f"Bearer {hub.token}":
-                    self.send(401, b"Invalid credentials", {"X-Error-Message": "no"})
-                    return
+            guarded = hub.token and not path.startswith("/cdn/")
+            if guarded and authorization != f"Bearer {hub.token}":
+                self.send(401, b"Invalid credentials", {"X-Error-Message": "no"})
+                return
             if path.startswith("/api/models/"):
                 self.api(path.removeprefix("/api/models/"), split.query)
             elif path.startswith("/cdn/"):
@@ -135,11 +135,15 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 return
             entries = [_entry(path, files[path]) for path in sorted(files)]
             folders = {path.rpartition("/")[0] for path in files if "/" in path}
-            entries += [{"type": "directory", "oid": "0" * 40, "size": 0, "path": f} for f in folders]
+            entries += [
+                {"type": "directory", "oid": "0" * 40, "size": 0, "path": f} for f in folders
+            ]
             start = int(parse_qs(query).get("cursor", ["0"])[0])
             headers = {"Content-Type": "application/json"}
             if start + PAGE < len(entries):
-                next_page = f"{hub.url}{urlsplit(self.path).path}?recursive=true&cursor={start + PAGE}"
+                next_page = (
+                    f"{hub.url}{urlsplit(self.path).path}?recursive=true&cursor={start + PAGE}"
+                )
                 headers["Link"] = f'<{next_page}>; rel="next"'
             self.send(200, json.dumps(entries[start : start + PAGE]).encode(), headers)
 

@@ -71,7 +71,10 @@ def recipe(source: UrlSource | HuggingfaceSource) -> ArtefactRecipe:
 
 def snapshot(server: Hub, desk: Desk, **options: object) -> Made:
     source = HuggingfaceSource(
-        type="huggingface", repo="acme/toy", endpoint=server.url, **options  # type: ignore[arg-type]
+        type="huggingface",
+        repo="acme/toy",
+        endpoint=server.url,
+        **options,  # type: ignore[arg-type]
     )
     return huggingface.make(recipe(source), source, desk)
 
@@ -105,7 +108,9 @@ def test_a_snapshot_is_what_the_hubs_own_client_gets(
     assert done.returncode == 0, done.stderr
     folder = Path(done.stdout.strip().splitlines()[-1])
     assert folder.name == commit
-    theirs = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    theirs = {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
     assert theirs == MODEL
 
 
