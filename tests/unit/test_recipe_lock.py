@@ -174,7 +174,9 @@ def _one(**changes: object) -> dict[str, object]:
         with_header(b'{"w":1,"w":2}', 0),
         with_header({"__metadata__": {"a": 1}}, 0),
         with_header(b"{" + b'"a":{' * 50_000, 0),
-        with_header(b'{"w":{"dtype":"U8","shape":[4],"data_offsets":[0,1' + b"0" * 5000 + b"]}}", 4),
+        with_header(
+            b'{"w":{"dtype":"U8","shape":[4],"data_offsets":[0,1' + b"0" * 5000 + b"]}}", 4
+        ),
     ],
 )
 def test_headers_that_lie_are_refused(data: bytes) -> None:

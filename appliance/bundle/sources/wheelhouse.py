@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,7 +52,7 @@ def make(recipe: ArtefactRecipe, source: PypiSource, desk: Desk) -> Made:
     lists: list[tuple[str, str]] = []
     for runtime in runtimes:
         wheels = _wheels(recipe, runtime, own, desk)
-        lists.append((runtime.environment.requirements, requirements(wheels)))
+        lists.append((runtime.environment.requirements, requirements(wheels, runtime.equals)))
         for wheel in wheels:
             if files.setdefault(wheel.path, wheel).content.hex != wheel.content.hex:
                 reason = _("two environments bring different files named {name}.")
@@ -77,6 +77,11 @@ class _Runtime:
     environment: RuntimeEnvironment
     lock: str
     desk: Desk
+
+    @property
+    def equals(self) -> str:
+        """How its requirements say that two versions are the same; see :func:`requirements`."""
+        return "===" if self.environment.name else "=="
 
 
 def _runtimes(source: PypiSource, desk: Desk) -> list[_Runtime]:
@@ -128,12 +133,16 @@ def _sha256(path: Path) -> str:
     return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def requirements(wheels: tuple[MadeFile, ...]) -> str:
-    """One line a wheel: name, full version, digest; sorted by name."""
+def requirements(wheels: Iterable[MadeFile], equals: str = "==") -> str:
+    """One line a wheel: name, full version, digest; sorted by name.
+
+    Where builds with and without a local version label lie side by side, ``equals`` has to be
+    ``===``: ``==2.0`` also means 2.0+cpu, which uv and pip prefer (PEP 440).
+    """
     lines = []
     for wheel in wheels:
         name, version, _build, _tags = parse_wheel_filename(wheel.path)
-        lines.append(f"{name}=={version} --hash=sha256:{wheel.content.hex}\n")
+        lines.append(f"{name}{equals}{version} --hash=sha256:{wheel.content.hex}\n")
     return "".join(sorted(lines))
 
 

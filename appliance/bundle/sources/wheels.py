@@ -150,7 +150,11 @@ def _fetch_batch(batch: Iterable[PinnedPackage], chooser: _Chooser, desk: Desk, 
     """Fetch a batch; packages wanted in a local build go by themselves, to their own index."""
     plain = [pin for pin in batch if chooser.label(pin) is None]
     if plain:
-        _download(plain, [pin.requirement() for pin in plain], [], desk, task)
+        try:
+            _download(plain, [pin.requirement() for pin in plain], [], desk, task)
+        except DownloadMismatch:
+            # '==2.0' also means 2.0+cpu, which pip prefers where a folder of wheels has it.
+            _download(plain, [pin.exactly() for pin in plain], [], desk, task)
     for pin in (pin for pin in batch if chooser.label(pin)):
         wanted = [pin.requirement(chooser.label(pin))]
         index = chooser.index(pin)
