@@ -2,9 +2,10 @@
 
     result = build(recipe_path, repository, out, cache, progress)
 
-The manifest depends on the inputs alone: its date is ``SOURCE_DATE_EPOCH``, or the date of the
-newest lock the recipe names, or (for a recipe without locks) now. Signatures that still hold are
-kept, so an unchanged recipe gives the same file, byte for byte.
+The manifest depends on the inputs alone: its date is that of ``bundle.lock``, if there is one for
+this recipe; else ``SOURCE_DATE_EPOCH``, or the date of the newest requirements lock the recipe
+names, or now. Signatures that still hold are kept, so an unchanged recipe gives the same file, byte
+for byte.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +23,15 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pydantic import ValidationError
 
-from appliance.bundle import bootstrap, provenance, sbom
+from appliance.bundle import bootstrap, locking, provenance, sbom
 from appliance.bundle.cache import BuildCache, Inputs
 from appliance.bundle.delta import leave_out
 from appliance.bundle.encryption import Sealer, encrypt_readable, seal_hidden
 from appliance.bundle.format import PROVENANCE, REVOCATIONS, signed_members
 from appliance.bundle.licence_policy import Licensed, judge, licensed_in
 from appliance.bundle.licences import read_wheel
-from appliance.bundle.sources import gguf, icd10cm, paths, wheelhouse
+from appliance.bundle.locking import LockUse
+from appliance.bundle.sources import gguf, huggingface, icd10cm, paths, urls, wheelhouse
 from appliance.bundle.sources.desk import Desk, Made
 from appliance.bundle.sources.pins import read_lock
 from appliance.bundle.writer import BundleContent, files, write
@@ -41,14 +43,17 @@ from appliance.errors import (
 )
 from appliance.i18n import _
 from appliance.manifests.bundle import Artefact, BlobRef, BundleManifest
+from appliance.manifests.bundle_lock import BundleLock
 from appliance.manifests.document import load
 from appliance.manifests.recipe import (
     ArtefactRecipe,
     DatasetSource,
     GgufSource,
+    HuggingfaceSource,
     PathSource,
     PypiSource,
     Recipe,
+    UrlSource,
 )
 from appliance.store.space import full_disk
 from appliance.trust import model_signature
@@ -60,6 +65,8 @@ if TYPE_CHECKING:
 
 _MAKERS: Mapping[type, Callable[[ArtefactRecipe, Any, Desk], Made]] = {
     PathSource: paths.make,
+    UrlSource: urls.make,
+    HuggingfaceSource: huggingface.make,
     GgufSource: gguf.make,
     PypiSource: wheelhouse.make,
     DatasetSource: icd10cm.make,
@@ -71,6 +78,7 @@ class Built:
     """A bundle that was written. ``size`` in bytes, ``seconds`` for the whole build.
 
     ``bootstrap`` is the ``sovctl.pyz`` beside it, if the recipe asks for one.
+    ``as_locked`` says whether ``bundle.lock`` pins all of it (a project's own wheel aside).
     """
 
     path: Path
@@ -78,6 +86,7 @@ class Built:
     size: int
     seconds: float
     bootstrap: bootstrap.Written | None = None
+    as_locked: bool = False
 
 
 def build(
@@ -88,29 +97,26 @@ def build(
     progress: Progress,
     *,
     base: BundleManifest | None = None,
+    use: LockUse = LockUse.IF_IT_FITS,
 ) -> Built:
     """Build, sign and write the bundle of a recipe to ``out``, replacing it atomically.
 
     With ``base`` a delta, without the blobs that bundle has; encrypted if the recipe says so.
 
     Raises ``ManifestInvalid`` for the recipe, what the sources raise (see
-    :mod:`appliance.bundle.sources`), and what opening the keys raises.
+    :mod:`appliance.bundle.sources`), what opening the keys raises, and ``BundleLockMissing``,
+    ``BundleLockStale`` or ``BundleLockDiffers`` where the lock is demanded.
     """
     started = time.monotonic()
     recipe = load(Recipe, recipe_path)
     _check_writable(out.parent)
+    lock = locking.for_build(recipe, recipe_path, use, progress)
     model_key = repository.model_key()  # keys that cannot be opened stop it now, not at the end
-    desk = Desk(
-        recipe=recipe_path,
-        platform=recipe.platform,
-        cache=cache,
-        epoch=build_epoch(recipe, recipe_path),
-        progress=progress,
-        local_builds=recipe.local_builds,
-    )
+    desk = _desk(recipe, recipe_path, lock, cache, progress)
     with full_disk(cache.root, None, _("The disk filled up while the bundle's parts were made.")):
-        made = [_MAKERS[type(part.source)](part, part.source, desk) for part in recipe.artefacts]
+        made = make_all(recipe, desk)
         carried = bootstrap.prepare(recipe.bootstrap, desk) if recipe.bootstrap else None
+    as_locked = lock is not None and _is_as_locked(lock, recipe, made, use, desk)
     manifest = manifest_of(recipe, made, desk)
     where = {f"sha256:{f.content.hex}": f.content.location for m in made for f in m.files}
     bill = sbom.bill_of(manifest, where, recipe.licences)
@@ -135,7 +141,7 @@ def build(
         encrypt_readable(out, content, blobs, Sealer(wish.recipients, repository), progress)
     else:
         seal_hidden(out, content, blobs, wish.recipients, progress)
-    return Built(out, manifest, out.stat().st_size, time.monotonic() - started, pyz)
+    return Built(out, manifest, out.stat().st_size, time.monotonic() - started, pyz, as_locked)
 
 
 def beside(out: Path) -> Path:
@@ -160,6 +166,67 @@ def _licensed(carried: bootstrap.Prepared | None) -> Iterator[Licensed]:
         yield Licensed(
             "wheel", facts.name, facts.version, facts.licence.expression, facts.licence.name
         )
+
+
+def lock(
+    recipe_path: Path, kept: BundleLock | None, cache: BuildCache, progress: Progress
+) -> BundleLock:
+    """Resolve, fetch and make everything a recipe names, and say what that was.
+
+    What ``kept`` decided for an artefact whose part of the recipe is unchanged stays decided. If
+    nothing changed at all, ``kept`` itself is the answer, with its date. Raises what the sources
+    raise.
+    """
+    recipe = load(Recipe, recipe_path)
+    desk = _desk(recipe, recipe_path, kept, cache, progress)
+    found = locking.lock_of(recipe, make_all(recipe, desk), desk.epoch)
+    epoch = build_epoch(recipe, recipe_path)
+    if found == kept or epoch == desk.epoch:
+        return found
+    dated = replace(desk, epoch=epoch)  # a source may write the date into what it makes
+    return locking.lock_of(recipe, make_all(recipe, dated), epoch)
+
+
+def make_all(recipe: Recipe, desk: Desk) -> list[Made]:
+    """What each part of the recipe stands for, in its order."""
+    return [_MAKERS[type(part.source)](part, part.source, desk) for part in recipe.artefacts]
+
+
+def _desk(
+    recipe: Recipe,
+    recipe_path: Path,
+    lock: BundleLock | None,
+    cache: BuildCache,
+    progress: Progress,
+) -> Desk:
+    return Desk(
+        recipe=recipe_path,
+        platform=recipe.platform,
+        cache=cache,
+        epoch=locking.epoch_of(lock) if lock else build_epoch(recipe, recipe_path),
+        progress=progress,
+        local_builds=recipe.local_builds,
+        lock=lock,
+    )
+
+
+def _is_as_locked(
+    lock: BundleLock, recipe: Recipe, made: Sequence[Made], use: LockUse, desk: Desk
+) -> bool:
+    """Whether all is as locked. Raises if it is not, and has to be."""
+    found = locking.differences(lock, recipe, made)
+    if found and use is LockUse.DEMANDED:
+        raise found[0].error(desk.recipe)
+    for difference in found[:1]:
+        text = _("{count} files are not as locked, {file} of {artefact} first.")
+        desk.progress.say(
+            text.format(
+                count=len(found),
+                file=difference.path or locking.place(desk.recipe).name,
+                artefact=difference.artefact,
+            )
+        )
+    return not found
 
 
 def _write_once(
@@ -215,13 +282,14 @@ def manifest_of(recipe: Recipe, made: Sequence[Made], desk: Desk) -> BundleManif
 
 
 def build_epoch(recipe: Recipe, recipe_path: Path) -> int:
-    """The second everything is dated with; see the module's first lines."""
+    """The second everything is dated with where no lock says it; see the module's first lines."""
     given = os.environ.get("SOURCE_DATE_EPOCH")
     if given is not None:
         if not given.isascii() or not given.isdigit() or not 315532800 <= int(given) < 2**32:
             raise EpochInvalid(value=given)
         return int(given)
-    locks = [a.source.lock for a in recipe.artefacts if isinstance(a.source, PypiSource)]
+    sources = [a.source for a in recipe.artefacts if isinstance(a.source, PypiSource)]
+    locks = [lock for source in sources for lock in source.locks]
     locks += [recipe.bootstrap.lock] if recipe.bootstrap else []
     dates = [read_lock(recipe_path.parent / lock).locked for lock in locks]
     known = [date.timestamp() for date in dates if date]

@@ -12,6 +12,7 @@ from appliance.cli.bundle_build import build
 from appliance.cli.bundle_carry import copy, decrypt, delta, encrypt, join, split
 from appliance.cli.bundle_content import diff, export
 from appliance.cli.bundle_evidence import licences, provenance
+from appliance.cli.bundle_lock import lock
 from appliance.cli.console import amount
 from appliance.cli.options import with_console, with_opening
 from appliance.i18n import _
@@ -31,7 +32,7 @@ def bundle() -> None:
 
 
 for _command in (
-    build, split, join, copy, delta, encrypt, decrypt, diff, export, licences, provenance,
+    build, split, join, copy, delta, encrypt, decrypt, diff, export, licences, lock, provenance,
 ):  # fmt: skip
     bundle.add_command(_command)
 

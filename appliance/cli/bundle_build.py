@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     "--base", type=click.Path(path_type=Path), default=None,
     help=_("Write a delta: without what this bundle (or its bundle.json) has."),
 )  # fmt: skip
+@click.option(
+    "--locked", "use", flag_value="demanded",
+    help=_("Refuse to build anything but what bundle.lock pins."),
+)  # fmt: skip
 @with_console
 def build(
     console: Console,
@@ -44,15 +48,18 @@ def build(
     out: Path | None,
     base: Path | None,
     passphrase_fd: int | None,
+    use: str | None,
 ) -> None:
     """Build and sign the bundle that RECIPE describes.
 
-    What is fetched and made is kept in $SOVCTL_CACHE or ~/.cache/sovctl, by digest: building again
-    does neither again.
+    What 'sovctl bundle lock' wrote beside RECIPE is used if it is for this recipe. What is fetched
+    and made is kept in $SOVCTL_CACHE or ~/.cache/sovctl, by digest: building again does neither
+    again.
     """
     from appliance.bundle.build import build as build_bundle
     from appliance.bundle.cache import BuildCache
     from appliance.bundle.delta import read_base
+    from appliance.bundle.locking import LockUse
     from appliance.manifests.document import load
     from appliance.manifests.recipe import Recipe
     from appliance.trust.passphrase import passphrase_source
@@ -63,7 +70,8 @@ def build(
     repository = Repository.open(keys, passphrase_source(passphrase_fd))
     cache = BuildCache.from_environment()
     older = read_base(base) if base is not None else None
-    built = build_bundle(recipe, repository, target, cache, console, base=older)
+    lock_use = LockUse(use) if use else LockUse.IF_IT_FITS
+    built = build_bundle(recipe, repository, target, cache, console, base=older, use=lock_use)
     fingerprint = str(repository.fingerprint)
     console.result(_as_json(built, fingerprint), _as_text(built, fingerprint))
 
@@ -80,6 +88,7 @@ def _as_json(built: Built, fingerprint: str) -> dict[str, Any]:
         "seconds": round(built.seconds, 1),
         "root": fingerprint,
         "bootstrap": _bootstrap_as_json(built.bootstrap),
+        "as_locked": built.as_locked,
         "artefacts": [
             {
                 "kind": artefact.kind,
@@ -124,6 +133,7 @@ def _as_text(built: Built, fingerprint: str) -> str:
             for a in manifest.artefacts
         ),
         _("  digest     {digest}").format(digest=manifest.digest),
+        *([_("  lock       every file is as locked")] if built.as_locked else []),
         _("  root       {fingerprint}").format(fingerprint=fingerprint),
         *_bootstrap_as_text(built.bootstrap),
         _("Next, on the other side: sovctl install {name} --trust FINGERPRINT").format(

@@ -40,9 +40,10 @@ from appliance.install.preflight import Finding, Needs
 from appliance.install.runtime import (
     UNPACK_FACTOR,
     Interpreter,
-    find_interpreter,
+    Pick,
     install_runtime,
     is_complete,
+    pick,
 )
 from appliance.install.secrets import ensure_secrets, has_secrets, record
 from appliance.manifests.bundle import BlobRef, Platform
@@ -95,10 +96,10 @@ class Installation:
         self._store = Store(home.store)
         self._releases = Releases(home)
         self._journal = journal_of(home)
-        here, wanted = Platform.of_this_machine(), self._manifest.platform
         if not self._manifest.of_kind("wheelhouse"):
             content = ", ".join(f"{a.kind} {a.name}" for a in self._manifest.artefacts)
             raise BundleWithoutRuntime(bundle=bundle.path, content=content or _("nothing"))
+        here, wanted = Platform.of_this_machine(), self._runtime_platform
         if (here.system, here.machine) != (wanted.system, wanted.machine):
             raise WrongPlatform(wanted=wanted, actual=here)
 
@@ -166,7 +167,17 @@ class Installation:
 
     @cached_property
     def _interpreter(self) -> Interpreter | None:
-        return find_interpreter(self._manifest.platform.python)
+        return self._runtime_pick.interpreter if self._runtime_pick else None
+
+    @cached_property
+    def _runtime_pick(self) -> Pick | None:
+        return pick(self._manifest)
+
+    @property
+    def _runtime_platform(self) -> Platform:
+        """What the runtime is for: the environment that was picked, or the manifest's default."""
+        found = self._runtime_pick
+        return found.environment.platform if found else self._manifest.platform
 
     def _needs(self) -> Needs:
         release = self._releases.find(self.release_id)
@@ -177,7 +188,7 @@ class Installation:
         )
         runs = self._cluster.port() is not None
         return Needs(
-            platform=self._manifest.platform,
+            platform=self._runtime_platform,
             created=datetime.fromisoformat(self._manifest.created),
             space=space,
             port=None if runs else self._request.port,

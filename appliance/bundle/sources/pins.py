@@ -43,6 +43,10 @@ class PinnedPackage:
         hashes = " ".join(f"--hash=sha256:{value}" for value in sorted(self.hashes))
         return f"{self.name}=={version} {hashes}"
 
+    def exactly(self) -> str:
+        """The line pip takes, for this version and no local build of it (PEP 440, ``===``)."""
+        return self.requirement().replace("==", "===", 1)
+
     def __str__(self) -> str:
         return f"{self.name}=={self.version}"
 
