@@ -751,6 +751,82 @@ class DownloadMismatch(ApplianceError):
     fix = N_("Do not use it. Ask who maintains the recipe before pinning the new digest.")
 
 
+class SourceUnreachable(ApplianceError):
+    code = "source-unreachable"
+    exit_code = ExitCode.FAILED
+    what = N_("{file} cannot be fetched from {host}.")
+    why = N_("{reason}")
+    fix = N_(
+        "Check the network and the proxy ('env | grep -i _proxy'), then run the same command "
+        "again; it goes on where it stopped, from what is kept in {cache}."
+    )
+
+
+class SourceRefused(ApplianceError):
+    code = "source-refused"
+    exit_code = ExitCode.FAILED
+    what = N_("{host} does not give out {file}.")
+    why = N_("{reason}")
+    fix = N_(
+        "Check the address in the recipe. If it needs a token, put 'token_env: NAME' or "
+        "'token_file: PATH' beside it and run 'export NAME=…'."
+    )
+
+
+class TokenMissing(ApplianceError):
+    code = "token-missing"
+    exit_code = ExitCode.USAGE
+    what = N_("The token for '{artefact}' is not there.")
+    why = N_("{reason}")
+    fix = N_("Set it ('read -rs NAME; export NAME', or write the file), then run it again.")
+
+
+class WeightsRefused(ApplianceError):
+    code = "weights-refused"
+    exit_code = ExitCode.REFUSED
+    what = N_("'{file}' does not enter the artefact '{artefact}'.")
+    why = N_("{reason}")
+    fix = N_(
+        "Leave it out with 'deny: [\"{file}\"]' in {recipe}; take a repository or a revision that "
+        "has the weights as safetensors."
+    )
+
+
+class BundleLockMissing(ApplianceError):
+    code = "bundle-lock-missing"
+    exit_code = ExitCode.NOT_FOUND
+    what = N_("There is no {lock}, and --locked builds only what it pins.")
+    why = N_("{reason}")
+    fix = N_("Run 'sovctl bundle lock {recipe}', read what it wrote, and commit it.")
+
+
+class BundleLockInvalid(ApplianceError):
+    code = "bundle-lock-invalid"
+    exit_code = ExitCode.USAGE
+    what = N_("{lock} is not a lock that 'sovctl bundle lock' wrote.")
+    why = N_("{reason}")
+    fix = N_("Restore it ('git checkout -- {lock}'), or remove it and run 'sovctl bundle lock'.")
+
+
+class BundleLockStale(ApplianceError):
+    code = "bundle-lock-stale"
+    exit_code = ExitCode.REFUSED
+    what = N_("{lock} is for another recipe than {recipe} is now.")
+    why = N_("{reason}")
+    fix = N_("Run 'sovctl bundle lock {recipe}', then look at what changed: 'git diff {lock}'.")
+
+
+class BundleLockDiffers(ApplianceError):
+    code = "bundle-lock-differs"
+    exit_code = ExitCode.REFUSED
+    what = N_("'{file}' of '{artefact}' is not as {lock} has it.")
+    why = N_("{reason}")
+    fix = N_(
+        "Find out who changed it. If the change is wanted: 'sovctl bundle lock {recipe}', and "
+        "commit what it writes."
+    )
+
+
 class WheelUnavailable(ApplianceError):
     code = "wheel-unavailable"
     exit_code = ExitCode.FAILED

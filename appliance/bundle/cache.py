@@ -2,6 +2,8 @@
 
     $SOVCTL_CACHE, or $XDG_CACHE_HOME/sovctl, or ~/.cache/sovctl
       wheels/<sha256>/<file name>     as published; the folder's name is the file's digest
+  files/<sha256>                  what was fetched from an address or a hub
+  partial/<key>                   the beginning of a file whose download was cut off; a week
       made/<digest of inputs>/…       what was made from them (a converted model, a data set)
       digests.sqlite                  path, size, mtime, inode → SHA-256; bundles written
 
@@ -36,6 +38,7 @@ _CHUNK = 4 << 20
 # A file changed twice within one tick of the file system's clock would keep its mtime.
 _SETTLED_NS = 50_000_000
 _ABANDONED_S = 86_400
+_RESUMABLE_S = 7 * 86_400
 
 Inputs = Mapping[str, str | int | Sequence[str]]
 """What decides the content of something made: digests, versions, seeds."""
@@ -56,10 +59,12 @@ class BuildCache:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.wheels = root / "wheels"
+        self.files = root / "files"
+        self.partial = root / "partial"
         self._made = root / "made"
         self._scratch = root / "tmp"
         try:
-            for folder in (self.wheels, self._made, self._scratch):
+            for folder in (self.wheels, self.files, self.partial, self._made, self._scratch):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise PermissionRefused(
@@ -163,6 +168,10 @@ class BuildCache:
             with suppress(OSError):
                 if folder.stat().st_mtime < time.time() - _ABANDONED_S:
                     shutil.rmtree(folder, ignore_errors=True)
+        for cut_off in self.partial.iterdir():
+            with suppress(OSError):
+                if cut_off.stat().st_mtime < time.time() - _RESUMABLE_S:
+                    cut_off.unlink()
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -177,6 +186,25 @@ class BuildCache:
         """Move a file whose digest is known into the cache; return where it is."""
         final = self.wheels / hex_digest / path.name
         final.parent.mkdir(exist_ok=True)
+        path.replace(final)
+        return final
+
+
+    def file(self, hex_digest: str, task: Task) -> Digested | None:
+        """The fetched file of this digest, if it is here and still whole. One that is not goes."""
+        path = self.files / hex_digest
+        try:
+            found = self.digest(path, task)
+        except FileNotFoundError:
+            return None
+        if found.hex == hex_digest:
+            return found
+        path.unlink(missing_ok=True)
+        return None
+
+    def add_file(self, path: Path, hex_digest: str) -> Path:
+        """Move a synced file whose digest is known into the cache; return where it is."""
+        final = self.files / hex_digest
         path.replace(final)
         return final
 

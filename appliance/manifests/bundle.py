@@ -75,6 +75,8 @@ Size = Annotated[int, Field(ge=0, le=2**53 - 1)]  # what JSON numbers hold exact
 RelativePath = Annotated[str, AfterValidator(check_path)]
 Instant = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
 Attribute = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,63}$")]
+EnvironmentName = Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?$")]
+Accelerator = Literal["cpu", "cuda"]
 ArtefactKind = Literal["model", "adapter", "dataset", "wheelhouse", "packages", "collections"]
 """``packages``: an offline apt repository; ``collections``: Ansible collections and roles."""
 

@@ -19,12 +19,16 @@ The union of sources is told apart by ``type``. A new source is a model here, a 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from appliance.manifests.bundle import (
+    Accelerator,
     ArtefactKind,
+    EnvironmentName,
     Name,
     Platform,
     Version,
@@ -58,8 +62,34 @@ MemberPath = Annotated[
 ]
 
 
+FilePath = Annotated[
+    str, AfterValidator(check_path), Field(description="write where it goes in the artefact")
+]
+Address = Annotated[
+    str,
+    Field(
+        pattern=r"^(https://[^\s/@?#]+|http://(127\.0\.0\.1|localhost|\[::1\])(:\d{1,5})?)(/[^\s#]*)?$",
+        description="write an address that starts with https://, without a password in it",
+    ),
+]
+Pattern = Annotated[
+    str,
+    Field(min_length=1, max_length=200, description="write a pattern such as '*.safetensors'"),
+]
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @property
+    def digest(self) -> str:
+        """``sha256:<hex>`` of what this part says, however the file is laid out or commented.
+
+        What is left at its default does not count, so that a field added later changes nothing.
+        """
+        said = self.model_dump(mode="json", exclude_defaults=True)
+        text = json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
 class PathSource(_Part):
@@ -67,6 +97,62 @@ class PathSource(_Part):
 
     type: Literal["path"]
     path: LocalPath
+
+
+class _Private(_Part):
+    """A source that may need a token: from the environment or a file, never from the recipe."""
+
+    token_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    token_file: LocalPath | None = None
+
+    @model_validator(mode="after")
+    def _one_token(self) -> _Private:
+        if self.token_env and self.token_file:
+            raise ValueError("token_env and token_file exclude each other")
+        return self
+
+
+class UrlFile(_Part):
+    """One file: its address, what must be in it, and where it goes in the artefact."""
+
+    url: Address
+    sha256: Sha256
+    path: FilePath
+
+
+class UrlSource(_Private):
+    """Files fetched from addresses, each pinned by its digest."""
+
+    type: Literal["url"]
+    files: Annotated[tuple[UrlFile, ...], Field(min_length=1, max_length=10_000)]
+
+    @model_validator(mode="after")
+    def _files_are_apart(self) -> UrlSource:
+        check_paths_apart([file.path for file in self.files])
+        return self
+
+
+class HuggingfaceSource(_Private):
+    """The files of a hub repository at one revision: safetensors, never pickles.
+
+    ``revision`` may be a branch or a tag; ``bundle.lock`` pins the commit it stood for. ``allow``
+    and ``deny`` are shell patterns over whole paths, in which ``*`` also takes slashes; a file is
+    taken if one of ``allow`` and none of ``deny`` fits it.
+    """
+
+    type: Literal["huggingface"]
+    repo: Annotated[
+        str,
+        Field(
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?$",
+            description="write 'owner/name'",
+        ),
+    ]
+    revision: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,199}$")] = "main"
+    repo_type: Literal["model", "dataset"] = "model"
+    allow: tuple[Pattern, ...] = ()
+    deny: tuple[Pattern, ...] = ()
+    endpoint: Address = "https://huggingface.co"
 
 
 class GgufSource(_Part):
@@ -84,12 +170,60 @@ class GgufSource(_Part):
     environment: LocalPath
 
 
+class LocalBuild(_Part):
+    """Take ``package`` in a build that carries a local version label, such as torch's ``+cpu``.
+
+    pip's own configured sources are asked first; ``index`` is asked when they lack that build.
+    """
+
+    package: Name
+    label: Annotated[str, Field(pattern=r"^[a-z0-9]+(?:\.[a-z0-9]+)*$")]
+    index: Annotated[str, Field(pattern=r"^https://[^\s]+$")] | None = None
+
+
+class EnvironmentRecipe(_Part):
+    """One runtime a wheelhouse can be installed as, and the lock of its wheels.
+
+    ``local_builds`` here replace the recipe's, so that a CUDA environment does not inherit the
+    choice of torch's CPU build.
+    """
+
+    name: EnvironmentName
+    python: Annotated[str, Field(pattern=r"^3\.\d{1,2}$")]
+    machine: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,32}$")]
+    accelerator: Accelerator = "cpu"
+    lock: LocalPath
+    local_builds: tuple[LocalBuild, ...] = ()
+
+
 class PypiSource(_Part):
-    """Every wheel of a requirements lock with hashes, and optionally a project's own wheel."""
+    """Every wheel of a requirements lock with hashes, and optionally a project's own wheel.
+
+    ``environments`` instead of ``lock`` puts the wheels of several Python versions, machines or
+    accelerators into one wheelhouse, each file once; the machine that installs takes the first
+    that fits it.
+    """
 
     type: Literal["pypi"]
-    lock: LocalPath
+    lock: LocalPath | None = None
+    environments: Annotated[tuple[EnvironmentRecipe, ...], Field(max_length=32)] = ()
     project: LocalPath | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> PypiSource:
+        if (self.lock is None) == (not self.environments):
+            raise ValueError("give either lock or environments")
+        names = [environment.name for environment in self.environments]
+        if len(set(names)) < len(names):
+            raise ValueError("two environments have one name")
+        return self
+
+    @property
+    def locks(self) -> tuple[str, ...]:
+        """The paths of all its locks."""
+        if self.lock is not None:
+            return (self.lock,)
+        return tuple(environment.lock for environment in self.environments)
 
 
 class DatasetSource(_Part):
@@ -107,21 +241,10 @@ class DatasetSource(_Part):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
 
 
-# Later: huggingface, debian, url, ansible.
 Source = Annotated[
-    PathSource | GgufSource | PypiSource | DatasetSource, Field(discriminator="type")
+    PathSource | UrlSource | HuggingfaceSource | GgufSource | PypiSource | DatasetSource,
+    Field(discriminator="type"),
 ]
-
-
-class LocalBuild(_Part):
-    """Take ``package`` in a build that carries a local version label, such as torch's ``+cpu``.
-
-    pip's own configured sources are asked first; ``index`` is asked when they lack that build.
-    """
-
-    package: Name
-    label: Annotated[str, Field(pattern=r"^[a-z0-9]+(?:\.[a-z0-9]+)*$")]
-    index: Annotated[str, Field(pattern=r"^https://[^\s]+$")] | None = None
 
 
 class ArtefactRecipe(_Part):
