@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from appliance.bundle import sbom
 from appliance.bundle.cache import BuildCache, Inputs
 from appliance.bundle.format import signed_members
-from appliance.bundle.sources import gguf, icd10cm, paths, wheelhouse
+from appliance.bundle.sources import ansible, debian, gguf, icd10cm, paths, wheelhouse
 from appliance.bundle.sources.desk import Desk, Made
 from appliance.bundle.sources.pins import read_lock
 from appliance.bundle.writer import BundleContent, write
@@ -35,8 +35,10 @@ from appliance.i18n import _
 from appliance.manifests.bundle import Artefact, BlobRef, BundleManifest
 from appliance.manifests.document import load
 from appliance.manifests.recipe import (
+    AnsibleSource,
     ArtefactRecipe,
     DatasetSource,
+    DebianSource,
     GgufSource,
     PathSource,
     PypiSource,
@@ -55,6 +57,8 @@ _MAKERS: Mapping[type, Callable[[ArtefactRecipe, Any, Desk], Made]] = {
     GgufSource: gguf.make,
     PypiSource: wheelhouse.make,
     DatasetSource: icd10cm.make,
+    DebianSource: debian.make,
+    AnsibleSource: ansible.make,
 }
 
 
@@ -87,6 +91,7 @@ def build(
         epoch=build_epoch(recipe, recipe_path),
         progress=progress,
         local_builds=recipe.local_builds,
+        release_signer=repository.release_signer,
     )
     made = [_MAKERS[type(part.source)](part, part.source, desk) for part in recipe.artefacts]
     manifest = manifest_of(recipe, made, desk)

@@ -175,6 +175,13 @@ class Repository:
         """The P-256 key for ``trust.model_signature.sign``."""
         return load_model_key(self.folder / "keys" / "models.pem", self._passphrase)
 
+    def release_signer(self) -> CryptoSigner:
+        """The key that signs an offline apt repository's ``Release``; made when first needed."""
+        path = self.folder / "keys" / "apt.pem"
+        if not path.exists():
+            save_key(path, new_tuf_key(), self._protection())
+        return load_tuf_signer(path, self._passphrase)
+
     def sign(
         self, bundle: str, members: Mapping[str, bytes], now: datetime | None = None
     ) -> dict[str, bytes]:

@@ -94,7 +94,9 @@ def test_any_text_survives_clear_signing(lines: list[str], tmp_path: Path) -> No
     assert gpgv(keyring_of(key, tmp_path), clear).returncode == 0
 
 
-@pytest.mark.skipif(not shutil.which("sqv"), reason="sqv (apt's verifier from 3.0) is not installed")
+@pytest.mark.skipif(
+    not shutil.which("sqv"), reason="sqv (apt's verifier from 3.0) is not installed"
+)
 def test_sequoia_verifies_it(key: ArchiveKey, tmp_path: Path) -> None:
     (tmp_path / "key.asc").write_bytes(key.certificate())
     (tmp_path / "Release").write_bytes(RELEASE)
