@@ -145,8 +145,7 @@ class BuildCache:
         ``maker`` fills an empty folder, which takes its final name when it returns; what an
         interrupted or failed one leaves is removed.
         """
-        key = hashlib.sha256(rfc8785.dumps({"what": what, **inputs})).hexdigest()
-        final = self._made / f"{what}-{key[:32]}"
+        final = self._place(what, inputs)
         if final.is_dir():
             return final
         with self.scratch() as folder:
@@ -161,6 +160,14 @@ class BuildCache:
                 if not final.is_dir():  # another build made the same in the meantime
                     raise
         return final
+
+    def forget(self, what: str, inputs: Inputs) -> None:
+        """Drop what :meth:`make` keeps for these inputs, so that it is made again."""
+        shutil.rmtree(self._place(what, inputs), ignore_errors=True)
+
+    def _place(self, what: str, inputs: Inputs) -> Path:
+        key = hashlib.sha256(rfc8785.dumps({"what": what, **inputs})).hexdigest()
+        return self._made / f"{what}-{key[:32]}"
 
     def _sweep(self) -> None:
         """Remove what builds that were killed left behind, once nobody can still be using it."""
@@ -188,7 +195,6 @@ class BuildCache:
         final.parent.mkdir(exist_ok=True)
         path.replace(final)
         return final
-
 
     def file(self, hex_digest: str, task: Task) -> Digested | None:
         """The fetched file of this digest, if it is here and still whole. One that is not goes."""

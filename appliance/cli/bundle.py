@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from appliance.cli.bundle_build import build
+from appliance.cli.bundle_lock import lock
 from appliance.cli.console import amount
 from appliance.cli.options import with_console
 from appliance.i18n import _
@@ -27,6 +28,7 @@ def bundle() -> None:
 
 
 bundle.add_command(build)
+bundle.add_command(lock)
 
 _file = click.argument("file", type=click.Path(path_type=Path))
 

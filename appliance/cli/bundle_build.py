@@ -30,17 +30,29 @@ if TYPE_CHECKING:
     "--passphrase-fd", type=int, default=None,
     help=_("Read the signing keys' passphrase from this file descriptor."),
 )  # fmt: skip
+@click.option(
+    "--locked", "use", flag_value="demanded",
+    help=_("Refuse to build anything but what bundle.lock pins."),
+)  # fmt: skip
 @with_console
 def build(
-    console: Console, recipe: Path, keys: Path, out: Path | None, passphrase_fd: int | None
+    console: Console,
+    *,
+    recipe: Path,
+    keys: Path,
+    out: Path | None,
+    passphrase_fd: int | None,
+    use: str | None,
 ) -> None:
     """Build and sign the bundle that RECIPE describes.
 
-    What is fetched and made is kept in $SOVCTL_CACHE or ~/.cache/sovctl, by digest: building again
-    does neither again.
+    What 'sovctl bundle lock' wrote beside RECIPE is used if it is for this recipe. What is fetched
+    and made is kept in $SOVCTL_CACHE or ~/.cache/sovctl, by digest: building again does neither
+    again.
     """
     from appliance.bundle.build import build as build_bundle
     from appliance.bundle.cache import BuildCache
+    from appliance.bundle.locking import LockUse
     from appliance.manifests.document import load
     from appliance.manifests.recipe import Recipe
     from appliance.trust.passphrase import passphrase_source
@@ -50,7 +62,8 @@ def build(
     target = (out or Path(f"{named.name}-{named.version}.tar")).absolute()
     repository = Repository.open(keys, passphrase_source(passphrase_fd))
     cache = BuildCache.from_environment()
-    built = build_bundle(recipe, repository, target, cache, console)
+    lock_use = LockUse(use) if use else LockUse.IF_IT_FITS
+    built = build_bundle(recipe, repository, target, cache, console, use=lock_use)
     fingerprint = str(repository.fingerprint)
     console.result(_as_json(built, fingerprint), _as_text(built, fingerprint))
 
@@ -66,6 +79,7 @@ def _as_json(built: Built, fingerprint: str) -> dict[str, Any]:
         "size": built.size,
         "seconds": round(built.seconds, 1),
         "root": fingerprint,
+        "as_locked": built.as_locked,
         "artefacts": [
             {
                 "kind": artefact.kind,
@@ -93,6 +107,7 @@ def _as_text(built: Built, fingerprint: str) -> str:
             for a in manifest.artefacts
         ),
         _("  digest     {digest}").format(digest=manifest.digest),
+        *([_("  lock       every file is as locked")] if built.as_locked else []),
         _("  root       {fingerprint}").format(fingerprint=fingerprint),
         _("Next, on the other side: sovctl install {name} --trust FINGERPRINT").format(
             name=built.path.name

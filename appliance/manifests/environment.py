@@ -2,7 +2,7 @@
 
 A wheelhouse of one runtime names its wheels in ``requirements.lock`` and is for the manifest's
 platform. One of several has an attribute for each, ``environment.<name>``, whose value is
-``<rank> <python> <system> <machine> <accelerator>``; its wheels are in ``requirements-<name>.lock``.
+``<rank> <python> <system> <machine> <accelerator>``; ``requirements-<name>.lock`` names its wheels.
 Attributes are in the signed manifest, so that a machine can be judged before a blob is read.
 
     choose(environments_of(manifest), Host(platform, pythons, cuda=True), wanted=None)
@@ -71,7 +71,7 @@ def environments_of(manifest: BundleManifest) -> tuple[RuntimeEnvironment, ...]:
 def choose(
     offered: Sequence[RuntimeEnvironment], host: Host, wanted: str | None = None
 ) -> RuntimeEnvironment | None:
-    """The runtime for ``host``: ``wanted`` by name, else a CUDA one where CUDA works, else a CPU one.
+    """The runtime for ``host``: ``wanted``, else a CUDA one where CUDA works, else a CPU one.
 
     Among equals the order of the recipe decides. None if none fits; a runtime for another system,
     machine or Python never does, not even by name. The only runtime of a short-form wheelhouse
@@ -89,7 +89,9 @@ def choose(
 
 def names(offered: Iterable[RuntimeEnvironment]) -> str:
     """Their names and what they are for, for a message."""
-    return ", ".join(f"{one.name or 'runtime'} ({one.platform}, {one.accelerator})" for one in offered)
+    return ", ".join(
+        f"{one.name or 'runtime'} ({one.platform}, {one.accelerator})" for one in offered
+    )
 
 
 def _fits(one: RuntimeEnvironment, host: Host) -> bool:

@@ -143,6 +143,9 @@ class UrlSource(_Private):
     @model_validator(mode="after")
     def _files_are_apart(self) -> UrlSource:
         check_paths_apart([file.path for file in self.files])
+        hosts = {file.url.split("/")[2] for file in self.files}
+        if len(hosts) > 1 and (self.token_env or self.token_file):
+            raise ValueError("a token is for one host, and these files come from several")
         return self
 
 
@@ -387,7 +390,7 @@ class Recipe(_Part):
 
     @model_validator(mode="after")
     def _artefacts_have_their_own_folders(self) -> Recipe:
-        for kind in ("model", "dataset"):
+        for kind in {a.kind for a in self.artefacts}:
             check_paths_apart([a.name for a in self.artefacts if a.kind == kind])
         if sum(a.kind == "wheelhouse" for a in self.artefacts) > 1:
             raise ValueError("a bundle has one wheelhouse")

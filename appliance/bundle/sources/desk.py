@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,9 +13,12 @@ from appliance.bundle.cache import BuildCache, Digested
 from appliance.errors import BuildStepFailed, SourceMissing
 from appliance.i18n import _
 from appliance.manifests.bundle import Platform
-from appliance.manifests.recipe import LocalBuild
+from appliance.manifests.bundle_lock import BundleLock, LockedArtefact
+from appliance.manifests.recipe import ArtefactRecipe, LocalBuild
 
 if TYPE_CHECKING:
+    from securesystemslib.signer import Signer
+
     from appliance.progress import Progress, Task
 
 
@@ -24,7 +27,9 @@ class Desk:
     """The connected machine a bundle is built on.
 
     ``epoch`` is the second (UTC, since 1970) that everything made here is dated with, so that what
-    is made depends on the inputs only.
+    is made depends on the inputs only. ``lock`` is what a source takes its open decisions from.
+    ``release_signer`` opens the key of an apt repository; without it, only what a lock pins of one
+    is made.
     """
 
     recipe: Path
@@ -33,6 +38,13 @@ class Desk:
     epoch: int
     progress: Progress
     local_builds: tuple[LocalBuild, ...] = ()
+    lock: BundleLock | None = None
+    release_signer: Callable[[], Signer] | None = None
+
+    def locked(self, recipe: ArtefactRecipe) -> LockedArtefact | None:
+        """What the lock has for this artefact, if it was locked from the same part of a recipe."""
+        found = self.lock.find(recipe.kind, recipe.name) if self.lock else None
+        return found if found and found.recipe == recipe.digest else None
 
     def path(self, relative: str) -> Path:
         """A path of the recipe, from the folder the recipe lies in."""
@@ -45,18 +57,30 @@ class Desk:
 
 @dataclass(frozen=True, slots=True)
 class MadeFile:
-    """One file of an artefact: its path in the artefact, and where and what it is."""
+    """One file of an artefact: its path in the artefact, where and what it is, where it is from.
+
+    ``origin`` is for the lock (:class:`~appliance.manifests.bundle_lock.LockedFile`); empty for
+    what was computed from the artefact's inputs.
+    """
 
     path: str
     content: Digested
+    origin: str = ""
 
 
 @dataclass(frozen=True)
 class Made:
-    """What a source brought. ``attributes`` are facts the source knows, for the manifest."""
+    """What a source brought. ``attributes`` are facts the source knows, for the manifest.
+
+    ``inputs`` are the decisions a lock has to keep (``commit``), and the digests of files outside
+    the recipe that decided something. ``unpinned`` are the paths a lock does not pin, because they
+    change with the checkout that holds the recipe.
+    """
 
     files: tuple[MadeFile, ...]
     attributes: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    unpinned: frozenset[str] = frozenset()
 
 
 def collect(folder: Path, desk: Desk, title: str) -> tuple[MadeFile, ...]:

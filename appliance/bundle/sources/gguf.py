@@ -66,7 +66,8 @@ def make(recipe: ArtefactRecipe, source: GgufSource, desk: Desk) -> Made:
     )
     title = _("Digesting {name}").format(name=recipe.name)
     attributes = {"format": "safetensors", "dtype": "bfloat16", "source": f"pypi:{source.wheel}"}
-    return Made(collect(folder, desk, title), attributes)
+    decided = {"environment": f"sha256:{inputs['environment']}"}
+    return Made(collect(folder, desk, title), attributes, decided)
 
 
 def _convert(

@@ -31,6 +31,7 @@ from appliance.errors import (
 )
 from appliance.i18n import _
 from appliance.manifests.bundle import Platform
+from appliance.manifests.bundle_lock import LockedArtefact
 
 if TYPE_CHECKING:
     from appliance.progress import Task
@@ -73,6 +74,16 @@ def fetch(pins: Sequence[PinnedPackage], desk: Desk) -> dict[PinnedPackage, Path
             raise WheelUnavailable(package=pin, platform=desk.platform, reason=reason)
         found[pin] = path
     return found
+
+
+def narrowed(pins: Iterable[PinnedPackage], locked: LockedArtefact | None) -> list[PinnedPackage]:
+    """The pins with only the file of each that a lock has, where it has one.
+
+    A pin lists the files of every platform, and which of several that fit is taken would otherwise
+    depend on what is in the cache and on the index.
+    """
+    known = {file.sha256 for file in locked.files} if locked else set()
+    return [PinnedPackage(pin.name, pin.version, pin.hashes & known or pin.hashes) for pin in pins]
 
 
 def tags_of(platform: Platform) -> frozenset[Tag]:
@@ -130,7 +141,7 @@ class _Chooser:
         return (
             name == pin.name
             and version.public == pin.version.public
-            and (label is None or version.local == label)
+            and version.local == (label or pin.version.local)
             and not self._tags.isdisjoint(tags)
         )
 
