@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -15,7 +16,10 @@ import pytest
 from debian_mirror import Gpg, Mirror, served
 from securesystemslib.signer import CryptoSigner
 
+from appliance.bundle import locking
+from appliance.bundle.build import build, lock
 from appliance.bundle.cache import BuildCache
+from appliance.bundle.locking import LockUse
 from appliance.bundle.package_facts import deb_facts
 from appliance.bundle.sources import debian
 from appliance.bundle.sources.desk import Desk, Made
@@ -412,6 +416,49 @@ def test_what_the_target_has_is_left_out_and_named(mirror: Mirror, tmp_path: Pat
     site.lay_out(made)
     assumed = (site.repository / "assumed-packages").read_text()
     assert assumed == "libbase 1.0\nlibfoo 1:2.1~rc1+b1\n"
+
+
+RECIPE = """
+name: node
+version: 1.0.0
+platform: {python: "3.11", system: linux, machine: x86_64}
+artefacts:
+  - kind: packages
+    name: os
+    version: "1"
+    licence: GPL-2.0-or-later
+    source:
+      type: debian
+      release: stable
+      packages: [app]
+      base: [libbase]
+      sources: [{uri: "URI", keyring: ../archive.gpg}]
+"""
+
+
+def test_one_lock_is_one_bundle(mirror: Mirror, tmp_path: Path) -> None:
+    supplier = Repository.create_demo(tmp_path / "keys", Threshold(1, 1))
+    digests = set()
+    with served(mirror.folder) as (uri, _asked):
+        for name in ("desk", "an other desk"):
+            folder = tmp_path / name
+            folder.mkdir()
+            recipe, cache = folder / "bundle.yaml", BuildCache(folder / "cache")
+            recipe.write_text(RECIPE.replace("URI", uri))
+            if not digests:
+                found = lock(recipe, None, cache, Silent())
+                mirror.add("libfoo", "1:2.2", Depends="libbase")
+                mirror.publish()
+            locking.write(found, locking.place(recipe))
+            out = folder / "node.tar"
+            built = build(recipe, supplier, out, cache, Silent(), use=LockUse.DEMANDED)
+            digests.add(hashlib.sha256(out.read_bytes()).hexdigest())
+        assert len(digests) == 1 and built.as_locked
+        files = {file.path for file in built.manifest.of_kind("packages")[0].files}
+        assert {SET[2], "assumed-packages", "sovctl.sources"} <= files
+        renewed = lock(recipe, None, cache, Silent())  # what 'bundle lock --upgrade' does
+    upgraded = renewed.find("packages", "os")
+    assert upgraded and "pool/libfoo_2.2_amd64.deb" in {file.path for file in upgraded.files}
 
 
 # --- keys and facts -------------------------------------------------------------------------------

@@ -45,7 +45,11 @@ class Control:
         kept: list[str] = []
         fields: dict[str, str] = {}
         keep = True
-        for line in text.splitlines():
+        if any(char < " " and char not in "\t\n" for char in text):
+            raise ValueError("its control data has a control character")
+        for line in text.rstrip("\n").split("\n"):
+            if not line.strip():  # it would end the stanza in the index
+                raise ValueError("its control data has an empty line")
             if line[:1] not in {" ", "\t"}:
                 field, colon, value = line.partition(":")
                 if not colon or not field or field.lower() in fields:
@@ -55,7 +59,7 @@ class Control:
             elif not fields:
                 raise ValueError("its control data starts in the middle")
             if keep:
-                kept.append(line.rstrip())
+                kept.append(line)
         name, version, architecture = (
             fields.get(field, "") for field in ("package", "version", "architecture")
         )

@@ -34,7 +34,7 @@ from appliance.trust.openpgp import ArchiveKey
 FORMAT = 1  # part of the cache's keys: raise it when the files come out differently
 USER_ID = "sovctl package archive"
 
-_PER_KEY = 80  # assumed packages in one value of the lock
+_PER_KEY = 40  # assumed packages in one value of the lock
 
 
 @dataclass(frozen=True)
