@@ -472,6 +472,14 @@ class InterpreterMissing(ApplianceError):
     fix = N_("Install it ('apt-get install python{python}'), then try again.")
 
 
+class EnvironmentUnfit(ApplianceError):
+    code = "environment-unfit"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("SOVCTL_ENVIRONMENT names '{name}', which cannot be installed here.")
+    why = N_("This machine is {actual}, and the bundle offers: {offered}.")
+    fix = N_("Name another one, or let this machine decide: 'unset SOVCTL_ENVIRONMENT'.")
+
+
 class SiteNotInThisRelease(ApplianceError):
     code = "site-not-in-this-release"
     exit_code = ExitCode.USAGE

@@ -37,9 +37,10 @@ from appliance.install.preflight import Finding, Needs, Space
 from appliance.install.runtime import (
     UNPACK_FACTOR,
     Interpreter,
-    find_interpreter,
+    Pick,
     install_runtime,
     is_complete,
+    pick,
 )
 from appliance.install.secrets import ensure_secrets, has_secrets, record
 from appliance.manifests.bundle import Platform
@@ -90,7 +91,7 @@ class Installation:
         self._store = Store(home.store)
         self._releases = Releases(home)
         self._journal = journal_of(home)
-        here, wanted = Platform.of_this_machine(), self._manifest.platform
+        here, wanted = Platform.of_this_machine(), self._runtime_platform
         if (here.system, here.machine) != (wanted.system, wanted.machine):
             raise WrongPlatform(wanted=wanted, actual=here)
 
@@ -158,7 +159,17 @@ class Installation:
 
     @cached_property
     def _interpreter(self) -> Interpreter | None:
-        return find_interpreter(self._manifest.platform.python)
+        return self._runtime_pick.interpreter if self._runtime_pick else None
+
+    @cached_property
+    def _runtime_pick(self) -> Pick | None:
+        return pick(self._manifest)
+
+    @property
+    def _runtime_platform(self) -> Platform:
+        """What the runtime is for: the environment that was picked, or the manifest's default."""
+        found = self._runtime_pick
+        return found.environment.platform if found else self._manifest.platform
 
     def _needs(self) -> Needs:
         store = preflight.file_system(self._home.store)
@@ -168,7 +179,7 @@ class Installation:
         space = [Space(self._home.store, blobs), Space(self._home.releases, runtime + RESERVE)]
         runs = self._cluster.port() is not None
         return Needs(
-            platform=self._manifest.platform,
+            platform=self._runtime_platform,
             created=datetime.fromisoformat(self._manifest.created),
             space=tuple(space),
             port=None if runs else self._request.port,

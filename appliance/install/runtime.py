@@ -9,6 +9,10 @@ Nothing can come from a network: ``uv`` gets no index, no proxy and no configura
 network namespace that has no interface at all where the kernel allows one, and must find every
 file's hash in ``wheelhouse/requirements.lock``, which the bundle's signature covers.
 
+A wheelhouse may offer several environments, each with a ``requirements-<name>.lock``; the one for
+this machine's Python, processor and accelerator is taken (:mod:`appliance.manifests.environment`
+decides), or the one that ``SOVCTL_ENVIRONMENT`` names.
+
 Bytecode is compiled here, once and on all cores, because processes in the seal write none: measured
 on 124 wheels (457 MB) it costs 43 s of processor time and 380 MB, and saves each process 1.4 s at
 ``import torch`` alone (one round of ``tests/bench/install_runtime.py``), at every start.
@@ -28,9 +32,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from appliance.errors import DiskFull, InterpreterMissing, RuntimeInstallFailed
+from appliance.errors import (
+    DiskFull,
+    EnvironmentUnfit,
+    InterpreterMissing,
+    RuntimeInstallFailed,
+)
 from appliance.i18n import _
 from appliance.install.preflight import free_bytes
+from appliance.manifests.bundle import BundleManifest, Platform
+from appliance.manifests.environment import (
+    Host,
+    RuntimeEnvironment,
+    choose,
+    environments_of,
+    names,
+)
 from appliance.store.blobs import sync_folder
 
 if TYPE_CHECKING:
@@ -58,9 +75,48 @@ def is_complete(release: Release) -> bool:
     """Whether the release's environment is whole and made from the wheels it has now."""
     try:
         marked = (release.venv / _MARK).read_text(encoding="ascii")
-        return marked == _identity(release) and (release.venv / "bin" / "python").exists()
+        offered = environments_of(release.manifest())
+        known = any(marked == _identity(release, environment) for environment in offered)
+        return known and (release.venv / "bin" / "python").exists()
     except OSError:
         return False
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """The environment to install here, and the interpreter for it."""
+
+    environment: RuntimeEnvironment
+    interpreter: Interpreter
+
+
+def pick(manifest: BundleManifest) -> Pick | None:
+    """What of a bundle's environments is for this machine; None if no interpreter here fits.
+
+    Raises :class:`EnvironmentUnfit` if ``SOVCTL_ENVIRONMENT`` names one that is not offered or
+    cannot run here.
+    """
+    offered = environments_of(manifest)
+    versions = {environment.platform.python for environment in offered}
+    found = {version: python for version in versions if (python := find_interpreter(version))}
+    environment = _chosen(offered, frozenset(found))
+    return Pick(environment, found[environment.platform.python]) if environment else None
+
+
+def has_cuda() -> bool:
+    """Whether an NVIDIA driver is here: its control device, or its own program."""
+    return Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None
+
+
+def _chosen(
+    offered: tuple[RuntimeEnvironment, ...], pythons: frozenset[str]
+) -> RuntimeEnvironment | None:
+    here = Platform.of_this_machine()
+    wanted = os.environ.get("SOVCTL_ENVIRONMENT") or None
+    chosen = choose(offered, Host(here.system, here.machine, pythons, has_cuda()), wanted)
+    if chosen is None and wanted is not None:
+        raise EnvironmentUnfit(name=wanted, offered=names(offered), actual=here)
+    return chosen
 
 
 def find_interpreter(version: str) -> Interpreter | None:
@@ -76,24 +132,26 @@ def find_interpreter(version: str) -> Interpreter | None:
 def install_runtime(release: Release, python: Interpreter, home: Home, progress: Progress) -> None:
     """Make ``release.venv``; does nothing if it is complete.
 
-    Raises :class:`RuntimeInstallFailed`, :class:`DiskFull` or :class:`InterpreterMissing`.
+    Raises :class:`RuntimeInstallFailed`, :class:`DiskFull`, :class:`InterpreterMissing` or
+    :class:`EnvironmentUnfit`.
     """
     if is_complete(release):
         return
-    wanted = release.manifest().platform.python
-    if python.version != wanted:
-        raise InterpreterMissing(python=wanted)
+    manifest = release.manifest()
+    environment = _chosen(environments_of(manifest), frozenset({python.version}))
+    if environment is None:
+        raise InterpreterMissing(python=manifest.platform.python)
     if release.venv.exists():
         progress.say(_("Removing a runtime that was not finished"))
         shutil.rmtree(release.venv)
     log = home.logs / "install.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     home.cache.mkdir(parents=True, exist_ok=True)
-    wheels = sum(1 for _wheel in release.wheelhouse.glob("*.whl"))
+    wheels = (release.wheelhouse / environment.requirements).read_bytes().count(b"\n")
     with progress.task(_("Installing the runtime, offline"), 2 * wheels, "items") as task:
         _run(_venv_command(release, python), release, home, log, task)
-        _run(_install_command(release), release, home, log, task)
-    _mark_complete(release)
+        _run(_install_command(release, environment), release, home, log, task)
+    _mark_complete(release, environment)
     shutil.rmtree(home.cache, ignore_errors=True)
 
 
@@ -101,14 +159,14 @@ def _venv_command(release: Release, python: Interpreter) -> list[str]:
     return [_uv(), "venv", "--no-project", "--python", str(python.path), str(release.venv)]
 
 
-def _install_command(release: Release) -> list[str]:
+def _install_command(release: Release, environment: RuntimeEnvironment) -> list[str]:
     return [
         _uv(), "pip", "install",
         "--python", str(release.venv / "bin" / "python"),
         "--no-index", "--find-links", str(release.wheelhouse),
         "--no-deps", "--require-hashes", "--no-build", "--strict",
         "--link-mode", "hardlink", "--compile-bytecode",
-        "--requirements", str(release.wheelhouse / "requirements.lock"),
+        "--requirements", str(release.wheelhouse / environment.requirements),
     ]  # fmt: skip
 
 
@@ -197,18 +255,18 @@ def _can_unshare(unshare: str) -> bool:
     return subprocess.run(trial, capture_output=True, check=False).returncode == 0
 
 
-def _identity(release: Release) -> str:
+def _identity(release: Release, environment: RuntimeEnvironment) -> str:
     """What the environment is made from: the lock's digest."""
-    lock = (release.wheelhouse / "requirements.lock").read_bytes()
+    lock = (release.wheelhouse / environment.requirements).read_bytes()
     return hashlib.sha256(lock).hexdigest()
 
 
-def _mark_complete(release: Release) -> None:
+def _mark_complete(release: Release, environment: RuntimeEnvironment) -> None:
     # The packages' own files reach the disk before the mark that vouches for them.
     _sync_file_system(release.venv)
     fresh = release.venv / f"{_MARK}.new"
     with fresh.open("w", encoding="ascii") as file:
-        file.write(_identity(release))
+        file.write(_identity(release, environment))
         file.flush()
         os.fsync(file.fileno())
     fresh.rename(release.venv / _MARK)

@@ -56,13 +56,14 @@ class Host:
 def environments_of(manifest: BundleManifest) -> tuple[RuntimeEnvironment, ...]:
     """The runtimes of a bundle's wheelhouse, preferred ones first; never none.
 
-    Raises ``ValueError`` for an ``environment.`` attribute that says nothing.
+    An attribute that is none of ours, whatever it is called, is a remark for people.
     """
-    ranked = []
-    for artefact in manifest.of_kind("wheelhouse"):
-        for key, value in artefact.attributes.items():
-            if key.startswith(_PREFIX):
-                ranked.append(_parse(key.removeprefix(_PREFIX), value))
+    ranked = [
+        found
+        for artefact in manifest.of_kind("wheelhouse")
+        for key, value in artefact.attributes.items()
+        if key.startswith(_PREFIX) and (found := _parse(key.removeprefix(_PREFIX), value))
+    ]
     if not ranked:
         return (RuntimeEnvironment("", manifest.platform, "cpu"),)
     return tuple(found for _rank, found in sorted(ranked, key=lambda pair: pair[0]))
@@ -99,10 +100,10 @@ def _fits(one: RuntimeEnvironment, host: Host) -> bool:
     return (at.system, at.machine) == (host.system, host.machine) and at.python in host.pythons
 
 
-def _parse(name: str, value: str) -> tuple[tuple[int, str], RuntimeEnvironment]:
+def _parse(name: str, value: str) -> tuple[tuple[int, str], RuntimeEnvironment] | None:
     match = _VALUE.fullmatch(value)
     if not match or not _NAME.fullmatch(name):
-        raise ValueError(f"the attribute {_PREFIX}{name} names no environment")
+        return None
     rank, python, system, machine, accelerator = match.groups()
     platform = Platform(python=python, system=system, machine=machine)
     found = RuntimeEnvironment(name, platform, cast("Accelerator", accelerator))
