@@ -1058,6 +1058,49 @@ class BundleLockDiffers(ApplianceError):
     )
 
 
+class AptMissing(ApplianceError):
+    code = "apt-missing"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("{tool} is needed to collect Debian packages, and it is not here.")
+    why = N_("Only apt knows how apt resolves and verifies them, so it does it here too.")
+    fix = N_("Build on Debian 12, Ubuntu 22.04 or newer: 'apt-get install {package}'.")
+
+
+class ArchiveUntrusted(ApplianceError):
+    code = "archive-untrusted"
+    exit_code = ExitCode.REFUSED
+    what = N_("Nothing is taken from {archive}: apt does not accept its signature or contents.")
+    why = N_("{reason}")
+    fix = N_(
+        "Compare the keyring with the publisher's: 'gpg --show-keys KEYRING'. If the archive's "
+        "date has run out because it is a snapshot, write 'valid_until: ignored' beside it."
+    )
+
+
+class PackagesUnresolved(ApplianceError):
+    code = "packages-unresolved"
+    exit_code = ExitCode.FAILED
+    what = N_("apt cannot install {packages} from the archives of the recipe.")
+    why = N_("{reason}")
+    fix = N_("Correct 'packages', or add the suite, component or archive that has what is missing.")
+
+
+class PackageRefused(ApplianceError):
+    code = "package-refused"
+    exit_code = ExitCode.REFUSED
+    what = N_("{file} does not enter the artefact '{artefact}'.")
+    why = N_("{reason}")
+    fix = N_("Do not use it. Ask its publisher, or pin another version in the recipe.")
+
+
+class CollectionsIncomplete(ApplianceError):
+    code = "collections-incomplete"
+    exit_code = ExitCode.USAGE
+    what = N_("The collections of '{artefact}' need others that the recipe does not pin.")
+    why = N_("{reason}")
+    fix = N_("Add them to 'collections' in {recipe}, each with its version and sha256.")
+
+
 class WheelUnavailable(ApplianceError):
     code = "wheel-unavailable"
     exit_code = ExitCode.FAILED

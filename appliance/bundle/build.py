@@ -31,7 +31,16 @@ from appliance.bundle.format import PROVENANCE, REVOCATIONS, signed_members
 from appliance.bundle.licence_policy import Licensed, judge, licensed_in
 from appliance.bundle.licences import read_wheel
 from appliance.bundle.locking import LockUse
-from appliance.bundle.sources import gguf, huggingface, icd10cm, paths, urls, wheelhouse
+from appliance.bundle.sources import (
+    ansible,
+    debian,
+    gguf,
+    huggingface,
+    icd10cm,
+    paths,
+    urls,
+    wheelhouse,
+)
 from appliance.bundle.sources.desk import Desk, Made
 from appliance.bundle.sources.pins import read_lock
 from appliance.bundle.writer import BundleContent, files, write
@@ -46,8 +55,10 @@ from appliance.manifests.bundle import Artefact, BlobRef, BundleManifest
 from appliance.manifests.bundle_lock import BundleLock
 from appliance.manifests.document import load
 from appliance.manifests.recipe import (
+    AnsibleSource,
     ArtefactRecipe,
     DatasetSource,
+    DebianSource,
     GgufSource,
     HuggingfaceSource,
     PathSource,
@@ -70,6 +81,8 @@ _MAKERS: Mapping[type, Callable[[ArtefactRecipe, Any, Desk], Made]] = {
     GgufSource: gguf.make,
     PypiSource: wheelhouse.make,
     DatasetSource: icd10cm.make,
+    DebianSource: debian.make,
+    AnsibleSource: ansible.make,
 }
 
 
@@ -112,7 +125,9 @@ def build(
     _check_writable(out.parent)
     lock = locking.for_build(recipe, recipe_path, use, progress)
     model_key = repository.model_key()  # keys that cannot be opened stop it now, not at the end
-    desk = _desk(recipe, recipe_path, lock, cache, progress)
+    desk = replace(
+        _desk(recipe, recipe_path, lock, cache, progress), release_signer=repository.release_signer
+    )
     with full_disk(cache.root, None, _("The disk filled up while the bundle's parts were made.")):
         made = make_all(recipe, desk)
         carried = bootstrap.prepare(recipe.bootstrap, desk) if recipe.bootstrap else None
@@ -179,6 +194,10 @@ def lock(
     """
     recipe = load(Recipe, recipe_path)
     desk = _desk(recipe, recipe_path, kept, cache, progress)
+    if kept is None:  # what an archive said earlier is a decision too
+        for part in recipe.artefacts:
+            if isinstance(part.source, DebianSource):
+                debian.forget(part, part.source, desk)
     found = locking.lock_of(recipe, make_all(recipe, desk), desk.epoch)
     epoch = build_epoch(recipe, recipe_path)
     if found == kept or epoch == desk.epoch:

@@ -149,8 +149,7 @@ class BuildCache:
         ``maker`` fills an empty folder, which takes its final name when it returns; what an
         interrupted or failed one leaves is removed.
         """
-        key = hashlib.sha256(rfc8785.dumps({"what": what, **inputs})).hexdigest()
-        final = self._made / f"{what}-{key[:32]}"
+        final = self._place(what, inputs)
         if final.is_dir():
             return final
         with self.scratch() as folder:
@@ -165,6 +164,14 @@ class BuildCache:
                 if not final.is_dir():  # another build made the same in the meantime
                     raise
         return final
+
+    def forget(self, what: str, inputs: Inputs) -> None:
+        """Drop what :meth:`make` keeps for these inputs, so that it is made again."""
+        shutil.rmtree(self._place(what, inputs), ignore_errors=True)
+
+    def _place(self, what: str, inputs: Inputs) -> Path:
+        key = hashlib.sha256(rfc8785.dumps({"what": what, **inputs})).hexdigest()
+        return self._made / f"{what}-{key[:32]}"
 
     def _sweep(self) -> None:
         """Remove what builds that were killed left behind; one at work holds its folder's lock."""

@@ -72,6 +72,20 @@ Address = Annotated[
         description="write an address that starts with https://, without a password in it",
     ),
 ]
+DebianPackage = Annotated[
+    str,
+    Field(
+        pattern=r"^[a-z0-9][a-z0-9.+-]*[a-z0-9.+](=[A-Za-z0-9.+:~-]+)?$",
+        description="write a package's name, or name=version",
+    ),
+]
+AssumedPackage = Annotated[
+    str,
+    Field(
+        pattern=r"^(priority:(required|important|standard)|[a-z0-9][a-z0-9.+-]*[a-z0-9.+])$",
+        description="write a package's name, or priority:required",
+    ),
+]
 Pattern = Annotated[
     str,
     Field(min_length=1, max_length=200, description="write a pattern such as '*.safetensors'"),
@@ -244,8 +258,101 @@ class DatasetSource(_Part):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
 
 
+class AptArchive(_Part):
+    """A Debian archive packages are taken from, if its ``InRelease`` is signed by ``keyring``.
+
+    ``suites`` are the source's ``release`` unless given. ``valid_until: ignored`` is for archives
+    of the past (snapshot.debian.org), whose dates have run out.
+    """
+
+    uri: Address
+    suites: tuple[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9./-]{0,63}$")], ...] = ()
+    components: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9/-]{0,31}$")], ...],
+        Field(min_length=1),
+    ] = ("main",)
+    keyring: LocalPath
+    valid_until: Literal["enforced", "ignored"] = "enforced"
+
+
+class DebianSource(_Part):
+    """Debian packages with all they depend on, as an offline apt repository.
+
+    ``base`` is what the target has already: package names, or ``priority:required`` for all of a
+    priority. Without it the set needs nothing but itself. ``location`` is where the repository
+    will lie on a node; ``sovctl.sources`` names it.
+    """
+
+    type: Literal["debian"]
+    release: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
+    architecture: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")] = "amd64"
+    packages: Annotated[tuple[DebianPackage, ...], Field(min_length=1, max_length=2000)]
+    sources: Annotated[tuple[AptArchive, ...], Field(min_length=1, max_length=16)]
+    base: tuple[AssumedPackage, ...] = ()
+    location: Annotated[
+        str,
+        Field(
+            pattern=r"^(/[A-Za-z0-9_+-][A-Za-z0-9._+-]*)+$",
+            description="write an absolute path without blanks",
+        ),
+    ] = "/srv/sovctl/packages"
+
+
+class CollectionPin(_Part):
+    """One Ansible collection in one version, and the digest of its archive."""
+
+    name: Annotated[
+        str,
+        Field(
+            pattern=r"^[a-z][a-z0-9_]{0,63}\.[a-z][a-z0-9_]{0,63}$",
+            description="write 'namespace.name'",
+        ),
+    ]
+    version: Annotated[
+        str,
+        Field(
+            pattern=r"^\d+\.\d+\.\d+(?:-[0-9A-Za-z.-]+)?(?:\+[0-9A-Za-z.-]+)?$",
+            max_length=64,
+            description="write one exact version, such as '9.5.1'",
+        ),
+    ]
+    sha256: Sha256
+
+
+class RolePin(_Part):
+    """One Ansible role: the archive at an address, its digest, and what it will be called."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,72}$")]
+    url: Address
+    sha256: Sha256
+
+
+class AnsibleSource(_Part):
+    """Ansible collections from a Galaxy server, with all they depend on, and roles."""
+
+    type: Literal["ansible"]
+    server: Address = "https://galaxy.ansible.com"
+    collections: Annotated[tuple[CollectionPin, ...], Field(max_length=500)] = ()
+    roles: Annotated[tuple[RolePin, ...], Field(max_length=500)] = ()
+
+    @model_validator(mode="after")
+    def _each_once(self) -> AnsibleSource:
+        if not self.collections and not self.roles:
+            raise ValueError("give collections or roles")
+        check_paths_apart([collection.name for collection in self.collections])
+        check_paths_apart([role.name for role in self.roles])
+        return self
+
+
 Source = Annotated[
-    PathSource | UrlSource | HuggingfaceSource | GgufSource | PypiSource | DatasetSource,
+    PathSource
+    | UrlSource
+    | HuggingfaceSource
+    | GgufSource
+    | PypiSource
+    | DatasetSource
+    | DebianSource
+    | AnsibleSource,
     Field(discriminator="type"),
 ]
 
@@ -310,6 +417,16 @@ class ArtefactRecipe(_Part):
     description: Annotated[str, Field(max_length=2000)] = ""
     attributes: dict[str, str] = {}
     source: Source
+
+    @model_validator(mode="after")
+    def _kind_fits_source(self) -> ArtefactRecipe:
+        kinds: dict[str, ArtefactKind] = {"debian": "packages", "ansible": "collections"}
+        kind = kinds.get(self.source.type)
+        if kind and self.kind != kind:
+            raise ValueError(
+                f"a source of type {self.source.type} makes an artefact of kind {kind}"
+            )
+        return self
 
 
 class Encryption(_Part):

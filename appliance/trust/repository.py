@@ -253,6 +253,13 @@ class Repository:
         """The member ``revocations.json`` of every bundle from now on."""
         return (self.folder / "revocations.json").read_bytes()
 
+    def release_signer(self) -> CryptoSigner:
+        """The key that signs an offline apt repository's ``Release``; made when first needed."""
+        path = self.folder / "keys" / "apt.pem"
+        if not path.exists():
+            save_key(path, new_tuf_key(), self._protection())
+        return load_tuf_signer(path, self._passphrase)
+
     def sign(
         self,
         bundle: str,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,8 @@ from appliance.manifests.bundle_lock import BundleLock, LockedArtefact
 from appliance.manifests.recipe import ArtefactRecipe, LocalBuild
 
 if TYPE_CHECKING:
+    from securesystemslib.signer import Signer
+
     from appliance.progress import Progress, Task
 
 
@@ -26,6 +28,8 @@ class Desk:
 
     ``epoch`` is the second (UTC, since 1970) that everything made here is dated with, so that what
     is made depends on the inputs only. ``lock`` is what a source takes its open decisions from.
+    ``release_signer`` opens the key of an apt repository; without it, only what a lock pins of one
+    is made.
     """
 
     recipe: Path
@@ -35,6 +39,7 @@ class Desk:
     progress: Progress
     local_builds: tuple[LocalBuild, ...] = ()
     lock: BundleLock | None = None
+    release_signer: Callable[[], Signer] | None = None
 
     def locked(self, recipe: ArtefactRecipe) -> LockedArtefact | None:
         """What the lock has for this artefact, if it was locked from the same part of a recipe."""
