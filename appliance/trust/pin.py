@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from pathlib import Path
 from tuf.api.metadata import Metadata, Root
 
 from appliance.errors import FingerprintMalformed, TrustPinDiffers, TrustStateDamaged
+from appliance.trust.files import replace_file
 from appliance.trust.fingerprint import Fingerprint
 from appliance.trust.revocations import MEMBER, Revocations
 
@@ -95,14 +95,14 @@ def save_state(folder: Path, state: TrustState) -> None:
         raise ValueError("a state without a pin is not saved")
     folder.mkdir(parents=True, exist_ok=True)
     if state.clock is not None:
-        _replace(folder / "clock", f"{state.clock.astimezone(UTC).isoformat()}\n".encode())
+        replace_file(folder / "clock", f"{state.clock.astimezone(UTC).isoformat()}\n".encode())
     if state.root is not None:
-        _replace(folder / "root.json", state.root)
+        replace_file(folder / "root.json", state.root)
     for bundle, files in state.seen.items():
         (folder / "bundles" / bundle).mkdir(parents=True, exist_ok=True)
         for name, data in sorted(files.items()):
-            _replace(folder / "bundles" / bundle / name, data)
-    _replace(folder / "pin", f"{state.pin.hex}\n".encode())
+            replace_file(folder / "bundles" / bundle / name, data)
+    replace_file(folder / "pin", f"{state.pin.hex}\n".encode())
 
 
 def pin(folder: Path, fingerprint: Fingerprint) -> None:
@@ -125,17 +125,3 @@ def _read(path: Path) -> bytes | None:
         return None
     except OSError as error:
         raise TrustStateDamaged(path=path, reason=f"{error.strerror}.") from error
-
-
-def _replace(path: Path, data: bytes) -> None:
-    fresh = path.with_name(f".{path.name}.new")
-    with fresh.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

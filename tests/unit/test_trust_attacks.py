@@ -33,7 +33,8 @@ from appliance.errors import (
 from appliance.manifests.bundle import BundleManifest
 from appliance.progress import Silent
 from appliance.trust import model_signature, repository
-from appliance.trust.keys import new_tuf_key, public_pem, save_key
+from appliance.trust.keyring import Keyring
+from appliance.trust.keys import new_tuf_key, open_signer, public_pem, save_pair
 from appliance.trust.model_signature import key_id_of_pem
 from appliance.trust.pin import TrustState
 from appliance.trust.repository import DELEGATED, ROLES, Repository, Threshold
@@ -107,7 +108,7 @@ def _forge(thief: Supplier, *roles: str) -> None:
     for role in roles:
         path = thief.folder / "keys" / "keys" / f"{role}.pem"
         path.unlink(missing_ok=True)
-        save_key(path, new_tuf_key(), None)
+        save_pair(path, new_tuf_key(), None)
 
 
 # --- the attacks ----------------------------------------------------------------------------------
@@ -250,7 +251,10 @@ def test_vulnerability_to_key_compromises(
     state = _verify(_bundle(supplier, "1.0"), _pinned(supplier)).state
     thief = _thief(supplier, stolen, "oms")
     _forge(thief, *({*ROLES, *DELEGATED} - {stolen}))
-    monkeypatch.setattr(Repository, "_signers", lambda self, role, _keys: [self._open(role)])
+    keys = thief.folder / "keys" / "keys"
+    monkeypatch.setattr(
+        Keyring, "signers", lambda _self, role, _keys: [open_signer(f"{keys}/{role}.pem", bytes)]
+    )
     forged = _bundle(thief, "2.0", files={"config.json": b"[]"})
     for trust in (state, _pinned(supplier)):
         with pytest.raises(BundleUntrusted):
