@@ -3,7 +3,8 @@
     pin                              the fingerprint a person typed, 64 hexadecimal digits
     root.json                        the newest root reached from it
     clock                            the latest time ever seen here, RFC 3339
-    bundles/<name>/timestamp.json snapshot.json revocations.json     the newest seen of that bundle
+    bundles/<name>/timestamp.json snapshot.json      the newest seen of that bundle
+    bundles/<name>/targets.json revocations.json     what it took back, and the signature on that
 
 :class:`TrustState` is a value; :func:`load_state` and :func:`save_state` are its only I/O.
 """
@@ -26,22 +27,13 @@ from appliance.trust.revocations import MEMBER, Revocations
 
 @dataclass(frozen=True)
 class TrustState:
-    """``seen`` maps a bundle's name to its newest ``timestamp.json``, ``snapshot.json`` and, if it
-    brought one, ``revocations.json``."""
+    """``seen`` maps a bundle's name to its newest ``timestamp.json`` and ``snapshot.json``, and to
+    ``revocations.json`` with the ``targets.json`` that signs it, if it brought a list."""
 
     pin: Fingerprint | None = None
     root: bytes | None = None
     clock: datetime | None = None
     seen: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
-
-    @property
-    def revocations(self) -> Revocations:
-        """All that any bundle seen here revoked. Raises ``ValueError`` for a damaged list."""
-        union = Revocations()
-        for files in self.seen.values():
-            if MEMBER in files:
-                union = union.union(Revocations.parse(files[MEMBER]))
-        return union
 
     def pinned_to(self, fingerprint: Fingerprint) -> TrustState:
         """This state under a pin. Raises :class:`TrustPinDiffers` if it has another one.
@@ -102,6 +94,9 @@ def save_state(folder: Path, state: TrustState) -> None:
         (folder / "bundles" / bundle).mkdir(parents=True, exist_ok=True)
         for name, data in sorted(files.items()):
             replace_file(folder / "bundles" / bundle / name, data)
+    for bundle, files in state.seen.items():  # lists of keys that are in use no more
+        for name in {MEMBER, "targets.json"} - files.keys():
+            (folder / "bundles" / bundle / name).unlink(missing_ok=True)
     replace_file(folder / "pin", f"{state.pin.hex}\n".encode())
 
 
