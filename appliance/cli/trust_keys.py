@@ -184,9 +184,9 @@ def sign(
 ) -> None:
     """Show a request in words, ask, and add one signature."""
     from appliance.cli.trust_words import request_as_json, request_in_words
+    from appliance.trust.files import replace_file
     from appliance.trust.keys import open_signer
     from appliance.trust.passphrase import passphrase_source
-    from appliance.trust.repository import replace_file
 
     request = _read(file)
     console.say(request_in_words(request))

@@ -19,9 +19,10 @@ from tuf.api.metadata import Metadata, Root, Targets
 
 from appliance.errors import RequestInvalid, RequestUnsigned, TrustKeysMissing
 from appliance.i18n import _
+from appliance.trust.files import replace_file
 from appliance.trust.fingerprint import Fingerprint
 from appliance.trust.passphrase import Passphrase
-from appliance.trust.repository import Lifetimes, Repository, published_roots, replace_file
+from appliance.trust.repository import Lifetimes, Repository, published_roots
 from appliance.trust.requests import Request, merge
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,72}")

@@ -26,6 +26,10 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
     generate_private_key,
 )
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.utils import (
+    decode_dss_signature,
+    encode_dss_signature,
+)
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -55,6 +59,15 @@ HOLDER_FIELD = "x-sovctl-holder"
 """In a key of a signed root: the name of whoever keeps it."""
 
 MODULE_VARIABLE = "PYKCS11LIB"
+
+_ORDERS = {  # of the groups, SEC 2
+    "ecdsa-sha2-nistp256": 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551,
+    "ecdsa-sha2-nistp384": int(
+        "FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF"
+        "C7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973",
+        16,
+    ),
+}
 
 
 def new_tuf_key() -> Ed25519PrivateKey:
@@ -128,9 +141,10 @@ def open_signer(reference: str, passphrase: Passphrase) -> Signer:
         return TokenSigner(reference, passphrase)
     path = Path(reference.removeprefix("file:"))
     try:
-        return load_tuf_signer(path, passphrase)
+        signer = load_tuf_signer(path, passphrase)
     except TrustKeysMissing as error:
         raise KeyUnusable(key=reference, reason=error.sentences()[1]) from error
+    return _LowS(signer) if signer.public_key.scheme in _ORDERS else signer
 
 
 def public_key_of(reference: str, passphrase: Passphrase, holder: str | None = None) -> Key:
@@ -195,6 +209,40 @@ def hsm_uri(reference: str) -> str:
         raise KeyUnusable(key=reference, reason=reason) from error
 
 
+def low_s(key: Key, signature: str) -> str:
+    """An ECDSA signature (DER, hex) in its one form; others unchanged.
+
+    Of *s* and *n* − *s* both verify, which anybody may exchange without the key; here the smaller
+    one counts. Raises ``ValueError`` for one that is malformed.
+    """
+    order = _ORDERS.get(key.scheme)
+    if order is None:
+        return signature
+    r, s = decode_dss_signature(bytes.fromhex(signature))
+    return encode_dss_signature(r, min(s, order - s)).hex()
+
+
+class _LowS(Signer):
+    """An ECDSA key in a file, whose signatures come in their one form."""
+
+    def __init__(self, signer: CryptoSigner) -> None:
+        self._signer = signer
+
+    @property
+    def public_key(self) -> Key:
+        return self._signer.public_key
+
+    @classmethod
+    def from_priv_key_uri(
+        cls, priv_key_uri: str, public_key: Key, secrets_handler: Any = None
+    ) -> _LowS:
+        raise NotImplementedError
+
+    def sign(self, payload: bytes) -> Signature:
+        made = self._signer.sign(payload)
+        return Signature(made.keyid, low_s(self.public_key, made.signature))
+
+
 class TokenSigner(Signer):
     """A key on a PKCS#11 token: ``HSMSigner`` with our errors. The PIN is asked for when needed."""
 
@@ -225,7 +273,8 @@ class TokenSigner(Signer):
     def sign(self, payload: bytes) -> Signature:
         """Have the token sign. Raises :class:`TokenUnusable`."""
         with _token_errors(self):
-            return self._signer.sign(payload)
+            made = self._signer.sign(payload)
+            return Signature(made.keyid, low_s(self.public_key, made.signature))
 
     def _secret(self, _what: str) -> str:
         return self._pin().decode()

@@ -3,14 +3,14 @@
     pin                              the fingerprint a person typed, 64 hexadecimal digits
     root.json                        the newest root reached from it
     clock                            the latest time ever seen here, RFC 3339
-    bundles/<name>/timestamp.json snapshot.json revocations.json     the newest seen of that bundle
+    bundles/<name>/timestamp.json snapshot.json      the newest seen of that bundle
+    bundles/<name>/targets.json revocations.json     what it took back, and the signature on that
 
 :class:`TrustState` is a value; :func:`load_state` and :func:`save_state` are its only I/O.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -20,28 +20,20 @@ from pathlib import Path
 from tuf.api.metadata import Metadata, Root
 
 from appliance.errors import FingerprintMalformed, TrustPinDiffers, TrustStateDamaged
+from appliance.trust.files import replace_file
 from appliance.trust.fingerprint import Fingerprint
 from appliance.trust.revocations import MEMBER, Revocations
 
 
 @dataclass(frozen=True)
 class TrustState:
-    """``seen`` maps a bundle's name to its newest ``timestamp.json``, ``snapshot.json`` and, if it
-    brought one, ``revocations.json``."""
+    """``seen`` maps a bundle's name to its newest ``timestamp.json`` and ``snapshot.json``, and to
+    ``revocations.json`` with the ``targets.json`` that signs it, if it brought a list."""
 
     pin: Fingerprint | None = None
     root: bytes | None = None
     clock: datetime | None = None
     seen: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
-
-    @property
-    def revocations(self) -> Revocations:
-        """All that any bundle seen here revoked. Raises ``ValueError`` for a damaged list."""
-        union = Revocations()
-        for files in self.seen.values():
-            if MEMBER in files:
-                union = union.union(Revocations.parse(files[MEMBER]))
-        return union
 
     def pinned_to(self, fingerprint: Fingerprint) -> TrustState:
         """This state under a pin. Raises :class:`TrustPinDiffers` if it has another one.
@@ -95,14 +87,17 @@ def save_state(folder: Path, state: TrustState) -> None:
         raise ValueError("a state without a pin is not saved")
     folder.mkdir(parents=True, exist_ok=True)
     if state.clock is not None:
-        _replace(folder / "clock", f"{state.clock.astimezone(UTC).isoformat()}\n".encode())
+        replace_file(folder / "clock", f"{state.clock.astimezone(UTC).isoformat()}\n".encode())
     if state.root is not None:
-        _replace(folder / "root.json", state.root)
+        replace_file(folder / "root.json", state.root)
     for bundle, files in state.seen.items():
         (folder / "bundles" / bundle).mkdir(parents=True, exist_ok=True)
         for name, data in sorted(files.items()):
-            _replace(folder / "bundles" / bundle / name, data)
-    _replace(folder / "pin", f"{state.pin.hex}\n".encode())
+            replace_file(folder / "bundles" / bundle / name, data)
+    for bundle, files in state.seen.items():  # lists of keys that are in use no more
+        for name in {MEMBER, "targets.json"} - files.keys():
+            (folder / "bundles" / bundle / name).unlink(missing_ok=True)
+    replace_file(folder / "pin", f"{state.pin.hex}\n".encode())
 
 
 def pin(folder: Path, fingerprint: Fingerprint) -> None:
@@ -125,17 +120,3 @@ def _read(path: Path) -> bytes | None:
         return None
     except OSError as error:
         raise TrustStateDamaged(path=path, reason=f"{error.strerror}.") from error
-
-
-def _replace(path: Path, data: bytes) -> None:
-    fresh = path.with_name(f".{path.name}.new")
-    with fresh.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,13 +2,7 @@
 
 A repository is a folder:
 
-    keys/root-1.pem …                        root keys, where they are not kept elsewhere
-    keys/targets.pem snapshot.pem timestamp.pem                            private keys, 0600
-    keys/models.pem adapters.pem datasets.pem platform.pem                 delegated roles
-    keys/oms.pem oms.pub                     P-256: signs models (OpenSSF Model Signing)
-    keys/<role>.ref                          instead of a .pem: reference and id of a token's key
-    keys/next/                               new keys whose root is not published yet
-    keys/DEMO-KEYS.txt                       present only for passphrase-free demo keys
+    keys/                                    private keys (see ``keyring``)
     roots/1.root.json …                      every root ever signed, oldest first
     delegations.json                         whom the targets role delegates to (TUF's object)
     revocations.json                         what was taken back (see ``revocations``)
@@ -33,7 +27,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -61,7 +54,6 @@ from appliance.errors import (
     KeyUnusable,
     RevocationInvalid,
     SignatureAwaited,
-    TrustKeysExist,
     TrustKeysMissing,
     TrustThresholdInvalid,
 )
@@ -69,19 +61,11 @@ from appliance.i18n import _
 from appliance.manifests.bundle import ROLES as DELEGATED
 from appliance.manifests.bundle import Artefact
 from appliance.trust import statement
+from appliance.trust.files import replace_file
 from appliance.trust.fingerprint import Fingerprint
-from appliance.trust.keys import (
-    is_token,
-    load_model_key,
-    new_model_key,
-    new_tuf_key,
-    open_signer,
-    public_key_of,
-    public_key_of_pem,
-    public_pem,
-    save_pair,
-)
-from appliance.trust.model_signature import Publisher, key_id_of_pem
+from appliance.trust.keyring import OMS, Keyring
+from appliance.trust.keys import public_pem
+from appliance.trust.model_signature import Publisher
 from appliance.trust.passphrase import Passphrase
 from appliance.trust.requests import Request, same_question
 from appliance.trust.revocations import Kind, Revocation, Revocations
@@ -91,10 +75,6 @@ ROLES = (Targets.type, Snapshot.type, Timestamp.type)
 
 DEMO_FIELD = "x-sovctl-demo"
 """In the signed root of demo keys, so that every site that pins it is told."""
-
-_DEMO_NOTE = """These keys have no passphrase. Anyone who can read this folder can sign as you.
-They are for demonstrations. The root they make says so to every site that pins it.
-"""
 
 
 @dataclass(frozen=True)
@@ -122,7 +102,7 @@ class Repository:
 
     def __init__(self, folder: Path, passphrase: Passphrase, lifetimes: Lifetimes) -> None:
         self.folder = folder
-        self._passphrase = passphrase
+        self._keyring = Keyring(folder / "keys", passphrase)
         self._lifetimes = lifetimes
 
     @classmethod
@@ -148,8 +128,7 @@ class Repository:
     ) -> Repository:
         """Make keys, encrypted under ``passphrase``, and the first root."""
         repository = cls(folder, passphrase, lifetimes or Lifetimes())
-        repository._begin(passphrase)
-        repository._publish_first(threshold, passphrase, demo=False)
+        repository._publish_first(threshold, demo=False)
         return repository
 
     @classmethod
@@ -158,9 +137,7 @@ class Repository:
     ) -> Repository:
         """Make passphrase-free keys and a root that says they are."""
         repository = cls(folder, _no_passphrase, lifetimes or Lifetimes())
-        repository._begin(None)
-        (repository._keys / "DEMO-KEYS.txt").write_text(_DEMO_NOTE, encoding="utf-8")
-        repository._publish_first(threshold, None, demo=True)
+        repository._publish_first(threshold, demo=True)
         return repository
 
     @classmethod
@@ -178,48 +155,39 @@ class Repository:
         """
         Threshold(needed, len({key.keyid for key in holders}))
         repository = cls(folder, passphrase, lifetimes or Lifetimes())
-        repository._begin(passphrase)
-        root = repository._first_root(holders, needed)
-        return repository._request_root(root, None)
+        root = repository._first_root(repository._begin(demo=False), holders, needed)
+        return repository._request("root-1", Request.for_root(Metadata(root), None))
 
-    def _begin(self, protect: Passphrase | None) -> None:
-        """Keys of every role but the root, and what they stand for."""
-        keys = self._keys
-        if keys.exists() and any(keys.iterdir()):
-            raise TrustKeysExist(folder=self.folder)
-        if protect is not None:
-            protect()  # ask before anything is written
-        keys.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for name in (*ROLES, *DELEGATED):
-            save_pair(keys / f"{name}.pem", new_tuf_key(), protect)
-        save_pair(keys / "oms.pem", new_model_key(), protect)
+    def _begin(self, *, demo: bool) -> dict[str, Key]:
+        """Make the key of every role but the root, and what goes with them; return the keys."""
+        keys = self._keyring.begin((*ROLES, *DELEGATED), demo=demo)
         roles: dict[str, DelegatedRole] = {
             role: DelegatedRole(role, [], 1, terminating=True, paths=[f"{role}/*"])
             for role in DELEGATED
         }
         made = Targets(delegations=Delegations({}, roles))
         for role in DELEGATED:
-            made.add_key(self._open(role).public_key, role)
+            made.add_key(keys[role], role)
         assert made.delegations is not None
         self._write_delegations(made.delegations)
         replace_file(self.folder / "revocations.json", Revocations().canonical())
+        return keys
 
-    def _publish_first(self, threshold: Threshold, protect: Passphrase | None, demo: bool) -> None:
-        for name in _root_names(threshold):
-            save_pair(self._keys / f"{name}.pem", new_tuf_key(), protect)
-        signers = [self._open(name) for name in _root_names(threshold)]
-        root = self._first_root([signer.public_key for signer in signers], threshold.needed)
+    def _publish_first(self, threshold: Threshold, *, demo: bool) -> None:
+        keys = self._begin(demo=demo)
+        holders = [self._keyring.add(name) for name in _root_names(threshold)]
+        root = self._first_root(keys, holders, threshold.needed)
         if demo:
             root.unrecognized_fields[DEMO_FIELD] = True
-        self.publish_root(_sign(root, signers))
+        self.publish_root(_sign(root, self._root_signers(_keys_of(root))))
 
-    def _first_root(self, holders: Sequence[Key], needed: int) -> Root:
+    def _first_root(self, keys: Mapping[str, Key], holders: Sequence[Key], needed: int) -> Root:
         root = Root(consistent_snapshot=False, expires=self._root_expiry())
         for key in holders:
             root.add_key(key, Root.type)
         root.roles[Root.type].threshold = needed
         for role in ROLES:
-            root.add_key(self._open(role).public_key, role)
+            root.add_key(keys[role], role)
         return root
 
     # what a site pins
@@ -247,18 +215,15 @@ class Repository:
 
     def model_key(self) -> EllipticCurvePrivateKey:
         """The P-256 key for ``trust.model_signature.sign``."""
-        return load_model_key(self._keys / "oms.pem", self._passphrase)
+        return self._keyring.model_key()
 
     def revocations(self) -> bytes:
         """The member ``revocations.json`` of every bundle from now on."""
         return (self.folder / "revocations.json").read_bytes()
 
-    def release_signer(self) -> CryptoSigner:
+    def release_signer(self) -> Signer:
         """The key that signs an offline apt repository's ``Release``; made when first needed."""
-        path = self.folder / "keys" / "apt.pem"
-        if not path.exists():
-            save_key(path, new_tuf_key(), self._protection())
-        return load_tuf_signer(path, self._passphrase)
+        return self._keyring.apt_signer()
 
     def sign(
         self,
@@ -300,9 +265,7 @@ class Repository:
 
         The same payload under the same key gives the same bytes (Ed25519).
         """
-        return statement.sign(
-            payload, payload_type, [self._require(Targets.type, self._root_keys(Targets.type))]
-        )
+        return statement.sign(payload, payload_type, [self._require(Targets.type)])
 
     def _target(
         self, bundle: str, name: str, data: bytes, publisher: Publisher | None
@@ -342,7 +305,7 @@ class Repository:
                 continue
             keys = _delegated_keys(self.delegations, role)
             threshold = self.delegations.roles[role].threshold  # type: ignore[index]
-            signers = self._signers(role, keys)
+            signers = self._keyring.signers(role, keys)
             fresh = Targets(
                 version=_version_in(path) + 1, expires=at + self._lifetimes.bundle, targets=wanted
             )
@@ -395,7 +358,7 @@ class Repository:
         }
 
     def _signed(self, payload: T) -> bytes:
-        return _sign(payload, [self._require(payload.type, self._root_keys(payload.type))])
+        return _sign(payload, [self._require(payload.type)])
 
     def _still_good(
         self,
@@ -444,10 +407,12 @@ class Repository:
         published, else nothing changes until its request is.
         """
         given = given or {}
-        for role in {*roles, *given} - {*ROLES, *DELEGATED, "oms"}:
+        for role in {*roles, *given} - {*ROLES, *DELEGATED, OMS}:
             raise KeyUnusable(key=role, reason=_("There is no role of that name."))
-        fresh = {role: self._fresh_key(role) for role in roles}
-        fresh |= {role: self._given_key(role, reference) for role, reference in given.items()}
+        fresh = {role: self._keyring.stage(role) for role in roles}
+        fresh |= {
+            role: self._keyring.stage_given(role, reference) for role, reference in given.items()
+        }
         self._delegate({role: key for role, key in fresh.items() if role in DELEGATED})
         changed = {role: key for role, key in fresh.items() if role in ROLES and key}
         if not changed and holders is None and needed is None:
@@ -477,13 +442,8 @@ class Repository:
     def rotate_root(self, threshold: Threshold) -> Fingerprint:
         """New root keys here, vouched for by a threshold of the old ones; a new root version."""
         self._require_root_keys()
-        for name in _root_names(threshold):
-            save_pair(self._staged(name) / f"{name}.pem", new_tuf_key(), self._protection())
-        signers = [
-            open_signer(str(self._next / f"{name}.pem"), self._passphrase)
-            for name in _root_names(threshold)
-        ]
-        self.rotate(holders=[signer.public_key for signer in signers], needed=threshold.needed)
+        staged = [self._keyring.stage(name) for name in _root_names(threshold)]
+        self.rotate(holders=[key for key in staged if key], needed=threshold.needed)
         return self.fingerprint
 
     def publish_root(self, data: bytes) -> None:
@@ -523,13 +483,7 @@ class Repository:
             raise TrustKeysMissing(folder=self.folder, reason=reason)
 
     def _root_signers(self, keys: Mapping[str, Key]) -> list[Signer]:
-        paths = [*self._private(self._keys), *self._private(self._next)]
-        roots = [path for path in paths if path.stem.startswith("root-")]
-        here = [path for path in roots if self._key_id(path) in keys]
-        return [open_signer(str(path), self._passphrase) for path in here]
-
-    def _request_root(self, root: Root, previous: Metadata[Root] | None) -> Path:
-        return self._request(f"root-{root.version}", Request.for_root(Metadata(root), previous))
+        return self._keyring.signers("root-*", keys)
 
     def _request(self, name: str, request: Request) -> Path:
         (self.folder / "requests").mkdir(exist_ok=True)
@@ -566,18 +520,10 @@ class Repository:
         used = {k: name for name, role in root.roles.items() for k in role.keyids}
         roles = self.delegations.roles or {}
         used |= {k: name for name, role in roles.items() for k in role.keyids}
-        used[key_id_of_pem((self._keys / "oms.pub").read_bytes())] = "oms"
+        used[self._keyring.model_key_id()] = OMS
         return used
 
     # keys
-
-    @property
-    def _keys(self) -> Path:
-        return self.folder / "keys"
-
-    @property
-    def _next(self) -> Path:
-        return self._keys / "next"
 
     @property
     def _delegations_file(self) -> Path:
@@ -585,36 +531,6 @@ class Repository:
 
     def _write_delegations(self, delegations: Delegations) -> None:
         replace_file(self._delegations_file, rfc8785.dumps(delegations.to_dict()))
-
-    def _protection(self) -> Passphrase | None:
-        return None if (self._keys / "DEMO-KEYS.txt").exists() else self._passphrase
-
-    def _fresh_key(self, role: str) -> Key | None:
-        """Make a role's next key here; None for ``oms``, which is nobody's in TUF."""
-        path = self._staged(role) / f"{role}.pem"
-        if role == "oms":
-            save_pair(path, new_model_key(), self._protection())
-            return None
-        save_pair(path, new_tuf_key(), self._protection())
-        return open_signer(str(path), self._passphrase).public_key
-
-    def _given_key(self, role: str, reference: str) -> Key:
-        """A role's next key that is on a token, or (a ``.pub`` file) not on this machine."""
-        if role == "oms":
-            reason = _("Models are signed with a key in a file: 'trust rotate --role oms'.")
-            raise KeyUnusable(key=reference, reason=reason)
-        key = public_key_of(reference, self._passphrase)
-        folder = self._staged(role)
-        if is_token(reference):
-            replace_file(folder / f"{role}.ref", f"{reference}\n{key.keyid}\n".encode())
-        return key
-
-    def _staged(self, role: str) -> Path:
-        """The folder of keys to come, without one for this role."""
-        self._next.mkdir(exist_ok=True, mode=0o700)
-        for old in self._next.glob(f"{role}.*"):
-            old.unlink()
-        return self._next
 
     def _delegate(self, keys: Mapping[str, Key | None]) -> None:
         """Let each role's new key be the only one it has, from the next bundle on."""
@@ -629,57 +545,12 @@ class Repository:
             self._write_delegations(delegator.delegations)
 
     def _settle(self) -> None:
-        """Move keys from ``keys/next`` into use where what names them is published, and drop those
-        nothing names any more. A kill in between is harmless: signing looks in both places.
-        """
+        """Let the keys that are published be those in use."""
         used = {*self.root.keys, *self.delegations.keys}
-        for path in self._private(self._next):
-            if path.stem == "oms" or self._key_id(path) in used:
-                for old in self._keys.glob(f"{path.stem}.*"):
-                    old.unlink()
-                for half in self._next.glob(f"{path.stem}.*"):
-                    half.replace(self._keys / half.name)
-        for path in self._private(self._keys):
-            if path.stem != "oms" and self._key_id(path) not in used:
-                path.unlink()
-                path.with_suffix(".pub").unlink(missing_ok=True)
+        self._keyring.settle((*ROLES, *DELEGATED), used)
 
-    @staticmethod
-    def _private(folder: Path) -> list[Path]:
-        """Keys and references to keys in a folder."""
-        return sorted(p for p in folder.glob("*") if p.suffix in {".pem", ".ref"})
-
-    def _key_id(self, path: Path) -> str:
-        """The id of the key a file holds or refers to; asks for no passphrase."""
-        if path.suffix == ".ref":
-            return path.read_text(encoding="utf-8").split("\n")[1]
-        public = path.with_suffix(".pub")
-        if public.is_file():
-            return public_key_of_pem(public.read_bytes()).keyid
-        return open_signer(str(path), self._passphrase).public_key.keyid
-
-    def _root_keys(self, role: str) -> dict[str, Key]:
-        return _keys_of(self.root, role)
-
-    def _open(self, name: str) -> Signer:
-        return open_signer(str(self._keys / f"{name}.pem"), self._passphrase)
-
-    def _signers(self, role: str, keys: Mapping[str, Key]) -> list[Signer]:
-        """The role's signers here whose key is one of ``keys``."""
-        found: dict[str, Signer] = {}
-        for folder in (self._keys, self._next):
-            for path in (folder / f"{role}.pem", folder / f"{role}.ref"):
-                if path.is_file() and (keyid := self._key_id(path)) in keys:
-                    token = path.suffix == ".ref"
-                    reference = path.read_text(encoding="utf-8").split("\n")[0]
-                    named = reference if token else str(path)
-                    signer = open_signer(named, self._passphrase)
-                    if signer.public_key.keyid == keyid:
-                        found[keyid] = signer
-        return list(found.values())
-
-    def _require(self, role: str, keys: Mapping[str, Key]) -> Signer:
-        signers = self._signers(role, keys)
+    def _require(self, role: str) -> Signer:
+        signers = self._keyring.signers(role, _keys_of(self.root, role))
         if not signers:
             reason = _("The key of the role {role} is not here.").format(role=role)
             raise TrustKeysMissing(folder=self.folder, reason=reason)
@@ -751,13 +622,3 @@ def _version_in(path: Path) -> int:
 def _last_version(folder: Path) -> int:
     """The highest version ever signed into this folder by the bundle's roles; 0 if none was."""
     return max(_version_in(folder / f"{role}.json") for role in ROLES)
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    fresh = path.with_name(f".{path.name}.new")
-    with fresh.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)

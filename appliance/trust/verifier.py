@@ -18,7 +18,7 @@ root in the bundle must follow from the one before; so no bit of ``metadata/`` i
 besides the targets role, which signs the bundle as a whole.
 
 *Taken back is taken back.* What a bundle's list of revocations or one seen here before names is
-refused, whoever signed it.
+refused, whoever signed it; until the root names new keys, under which the list is signed anew.
 
 In an emergency (:class:`Emergency`) an expired bundle may pass; nothing else does.
 """
@@ -63,6 +63,7 @@ from appliance.errors import (
 from appliance.manifests.bundle import ROLES, BundleManifest
 from appliance.trust import statement
 from appliance.trust.fingerprint import Fingerprint
+from appliance.trust.keys import low_s
 from appliance.trust.model_signature import ModelSignatureInvalid, Publisher, key_id_of_pem
 from appliance.trust.pin import TrustState
 from appliance.trust.repository import DEMO_FIELD
@@ -185,7 +186,7 @@ class Verifier:
         _check_members(bundle, final.targets, members)
         parsed = manifest()
         _check_artefacts(bundle, final, parsed)
-        revocations = self._revocations(bundle, members, seen)
+        revocations = self._revocations(bundle, members, name, final.root)
         revoked = revocations.judge(parsed, bundle.signing_keys(final.targets))
         if revoked is not None:
             raise bundle.revoked(f"{revoked}.")
@@ -199,18 +200,24 @@ class Verifier:
         return min(self._now, first - timedelta(seconds=1))
 
     def _revocations(
-        self, bundle: _Signed, members: Mapping[str, bytes], seen: Mapping[str, bytes]
+        self, bundle: _Signed, members: Mapping[str, bytes], name: str, root: Root
     ) -> Revocations:
-        """All that is revoked: by this bundle, and by what was seen here."""
+        """All that is revoked: by this bundle, and by what was seen here and still counts."""
         try:
             data = members.get(REVOCATIONS)
             ours = Revocations.parse(data) if data is not None else Revocations()
         except ValueError as error:
             raise bundle.tampered(REVOCATIONS, "it is not a list of revocations") from error
-        before = seen.get(REVOCATIONS)
-        if before is not None and not ours.follows(Revocations.parse(before)):
+        known = {
+            each: Revocations.parse(files[REVOCATIONS])
+            for each, files in self._state.seen.items()
+            if _still_counts(files, root)
+        }
+        if name in known and not ours.follows(known[name]):
             raise bundle.rolled_back("Its list of what is revoked lacks what was seen here.")
-        return self._state.revocations.union(ours)
+        for before in known.values():
+            ours = ours.union(before)
+        return ours
 
     def _anchor(self, bundle: _Signed, chain: list[Metadata[Root]]) -> list[bytes]:
         """The trusted root and the bundle's roots after it, oldest first."""
@@ -278,11 +285,13 @@ class Verifier:
         seen = {n: bundle.file(n) for n in ("timestamp.json", "snapshot.json")}
         if REVOCATIONS in members:
             seen[REVOCATIONS] = members[REVOCATIONS]
+            seen["targets.json"] = bundle.file("targets.json")
+        others = {n: _counting(f, root) for n, f in self._state.seen.items()}
         state = replace(
             self._state,
             root=newest,
             clock=self._now,
-            seen={**self._state.seen, name: seen},
+            seen={**others, name: seen},
         )
         expiries = bundle.expiries(chain)
         expired = {f"metadata/{n}": t for n, t in expiries.items() if t <= self._now}
@@ -429,6 +438,8 @@ class _Signed:
                 raise self.untrusted(f"metadata/{name} is signed by an unknown key.")
             if not re.fullmatch(r"[0-9a-f]+", signature.signature):
                 raise self.tampered(f"metadata/{name}", "a signature is not lower-case")
+            if low_s(keys[keyid], signature.signature) != signature.signature:
+                raise self.tampered(f"metadata/{name}", "a signature is not in its one form")
             try:
                 keys[keyid].verify_signature(signature, metadata.signed_bytes)
             except (UnverifiedSignatureError, VerificationError) as error:
@@ -475,6 +486,31 @@ def _remember(trusted: TrustedMetadataSet, role: str, seen: Mapping[str, bytes])
             trusted.update_snapshot(data, trusted=True)
     except RepositoryError:
         return
+
+
+def _still_counts(files: Mapping[str, bytes], root: Root) -> bool:
+    """Whether a list of revocations seen before is signed by who may sign now.
+
+    A new targets key means that the old one may have been stolen, and what it revoked with it; the
+    bundle that brings the new root brings the supplier's whole list under the new key.
+    """
+    if REVOCATIONS not in files or "targets.json" not in files:
+        return False
+    try:
+        metadata = Metadata[Targets].from_bytes(files["targets.json"])
+        root.verify_delegate(Targets.type, metadata.signed_bytes, metadata.signatures)
+        target = metadata.signed.targets[REVOCATIONS]
+    except (RepositoryError, KeyError):
+        return False
+    actual = hashlib.sha256(files[REVOCATIONS]).hexdigest()
+    return hmac.compare_digest(target.hashes.get("sha256", ""), actual)
+
+
+def _counting(files: Mapping[str, bytes], root: Root) -> Mapping[str, bytes]:
+    """What to remember of another bundle: without a list that does not count any more."""
+    if _still_counts(files, root):
+        return files
+    return {n: d for n, d in files.items() if n not in {REVOCATIONS, "targets.json"}}
 
 
 def _bundle_name(bundle: _Signed, targets: Targets, members: Mapping[str, bytes]) -> str:

@@ -6,6 +6,8 @@ keys exchanged for keys of their own.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,7 +15,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import rfc8785
 from bundle_samples import FILES, SBOM, Supplier, manifest_of
+from cryptography.hazmat.primitives.asymmetric.utils import (
+    decode_dss_signature,
+    encode_dss_signature,
+)
+from hypothesis import given
+from hypothesis import strategies as st
 
 from appliance.bundle.format import REVOCATIONS, signed_members, ustar_header
 from appliance.bundle.load import judge
@@ -27,16 +36,20 @@ from appliance.errors import (
     BundleRolledBack,
     BundleTampered,
     BundleUntrusted,
+    RequestInvalid,
     RevocationInvalid,
     TrustKeysMissing,
 )
 from appliance.manifests.bundle import BundleManifest
 from appliance.progress import Silent
 from appliance.trust import model_signature, repository
-from appliance.trust.keys import new_tuf_key, public_pem, save_key
+from appliance.trust.keyring import Keyring
+from appliance.trust.keys import new_model_key, new_tuf_key, open_signer, public_pem, save_pair
 from appliance.trust.model_signature import key_id_of_pem
-from appliance.trust.pin import TrustState
+from appliance.trust.pin import TrustState, load_state, save_state
 from appliance.trust.repository import DELEGATED, ROLES, Repository, Threshold
+from appliance.trust.requests import Request
+from appliance.trust.revocations import Revocations
 from appliance.trust.verifier import Emergency, Verified, Verifier
 
 NOW = datetime.now(UTC)
@@ -107,7 +120,7 @@ def _forge(thief: Supplier, *roles: str) -> None:
     for role in roles:
         path = thief.folder / "keys" / "keys" / f"{role}.pem"
         path.unlink(missing_ok=True)
-        save_key(path, new_tuf_key(), None)
+        save_pair(path, new_tuf_key(), None)
 
 
 # --- the attacks ----------------------------------------------------------------------------------
@@ -167,6 +180,7 @@ def test_fast_forward_attack_and_recovery(
     """With stolen keys a site is shown huge versions, so that it refuses all that follow; new keys
     for the roles bring it back."""
     thief = _thief(supplier, "targets", "snapshot", "timestamp", *DELEGATED, "oms")
+    thief.repository.revoke("content", f"sha256:{'ab' * 32}", "to do harm")
     with monkeypatch.context() as patched:
         patched.setattr(repository, "_version_in", lambda _path: 2**30)
         forward = _bundle(thief, "1.1")
@@ -176,6 +190,10 @@ def test_fast_forward_attack_and_recovery(
     supplier.repository.rotate((*ROLES, *DELEGATED))
     recovered = _verify(_bundle(supplier, "1.3"), state)
     assert recovered.version < 10
+    assert not recovered.revocations.revoked  # the thief's are forgotten with their keys
+    save_state(supplier.folder / "site", state)
+    save_state(supplier.folder / "site", recovered.state)
+    assert load_state(supplier.folder / "site") == recovered.state
     with pytest.raises(BundleUntrusted):
         _verify(forward, recovered.state)
 
@@ -250,7 +268,10 @@ def test_vulnerability_to_key_compromises(
     state = _verify(_bundle(supplier, "1.0"), _pinned(supplier)).state
     thief = _thief(supplier, stolen, "oms")
     _forge(thief, *({*ROLES, *DELEGATED} - {stolen}))
-    monkeypatch.setattr(Repository, "_signers", lambda self, role, _keys: [self._open(role)])
+    keys = thief.folder / "keys" / "keys"
+    monkeypatch.setattr(
+        Keyring, "signers", lambda _self, role, _keys: [open_signer(f"{keys}/{role}.pem", bytes)]
+    )
     forged = _bundle(thief, "2.0", files={"config.json": b"[]"})
     for trust in (state, _pinned(supplier)):
         with pytest.raises(BundleUntrusted):
@@ -326,8 +347,6 @@ def _of_bundle(content: BundleContent) -> str:
 
 
 def _of_artefact(content: BundleContent) -> str:
-    import hashlib
-
     return f"sha256:{hashlib.sha256(content.manifest.artefacts[0].canonical()).hexdigest()}"
 
 
@@ -371,3 +390,42 @@ def test_a_revoked_key_signs_nothing_any_more(supplier: Supplier) -> None:
     with pytest.raises(BundleRevoked):
         _verify(before, told)
     _verify(_bundle(supplier, "2.0"), told)
+
+
+def test_a_list_outlives_the_key_that_signed_it(supplier: Supplier) -> None:
+    """The supplier's own list comes again under the new key, with the bundle that brings it."""
+    bad = _bundle(supplier, "1.0")
+    supplier.repository.revoke("bundle", bad.manifest.digest, "it leaks")
+    state = _verify(_bundle(supplier, name="other"), _pinned(supplier)).state
+    supplier.repository.rotate_roles()
+    after = _verify(_bundle(supplier, name="third"), state)
+    assert after.revocations.find("bundle", bad.manifest.digest)
+    assert REVOCATIONS not in after.state.seen["other"]
+    with pytest.raises(BundleRevoked):
+        _verify(_bundle(supplier, "1.0"), after.state)
+
+
+def test_an_ecdsa_signature_has_one_form(supplier: Supplier, tmp_path: Path) -> None:
+    """Anybody can turn one ECDSA signature into another that verifies: refused all the same."""
+    key = tmp_path / "hsm.pem"
+    save_pair(key, new_model_key(), None)
+    supplier.repository.rotate(given={"models": str(key.with_suffix(".pub"))})
+    shutil.copy(key, supplier.folder / "keys" / "keys" / "models.pem")
+    content = _bundle(supplier)
+    _verify(content, _pinned(supplier))
+    tree = json.loads(content.metadata["models.json"])
+    (signature,) = tree["signatures"]
+    r, s = decode_dss_signature(bytes.fromhex(signature["sig"]))
+    order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+    signature["sig"] = encode_dss_signature(r, order - s).hex()
+    other = {**content.metadata, "models.json": rfc8785.dumps(tree)}
+    with pytest.raises(BundleTampered):
+        _verify(replace(content, metadata=other), _pinned(supplier))
+
+
+@given(st.binary(max_size=300) | st.text(max_size=100).map(lambda t: f'{{"a":"{t}"}}'.encode()))
+def test_junk_is_no_request_and_no_list(data: bytes) -> None:
+    with pytest.raises(RequestInvalid):
+        Request.parse(data, "junk")
+    with pytest.raises(ValueError):
+        Revocations.parse(data)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+from bundle_samples import FILES as SAMPLES
+from bundle_samples import SBOM, Supplier, manifest_of
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ec import (
@@ -18,6 +22,11 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from appliance.bundle.format import signed_members
+from appliance.bundle.load import judge
+from appliance.bundle.reader import BundleReader
+from appliance.bundle.writer import BundleContent
+from appliance.errors import BundleExpired, BundleTampered
 from appliance.trust.keys import new_model_key, public_pem
 from appliance.trust.model_signature import (
     ModelSignatureExpired,
@@ -28,6 +37,8 @@ from appliance.trust.model_signature import (
     verify,
     verify_upstream,
 )
+from appliance.trust.pin import TrustState
+from appliance.trust.verifier import Emergency, Verified, Verifier
 
 FILES = {"config.json": "ab" * 32, "model.safetensors": "cd" * 32}
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
@@ -75,9 +86,9 @@ class Authority:
         return self.certificate.public_bytes(Encoding.PEM)
 
 
-def _with_chain(leaf: Authority, *rest: Authority) -> bytes:
+def _with_chain(leaf: Authority, *rest: Authority, files: Mapping[str, str] = FILES) -> bytes:
     """A bundle signed by ``leaf`` that carries it and ``rest`` as its chain."""
-    bundle: dict[str, Any] = json.loads(sign(FILES, leaf.key, "m"))
+    bundle: dict[str, Any] = json.loads(sign(files, leaf.key, "m"))
     bundle["verificationMaterial"] = {
         "x509CertificateChain": {
             "certificates": [
@@ -203,3 +214,41 @@ def test_several_signatures() -> None:
         verify_upstream(
             forged, FILES, Publisher(keys=(public_pem(one), public_pem(two))), NOW
         )  # fmt: skip
+
+
+def test_a_bundle_carries_it_and_the_site_judges_it_again(tmp_path: Path) -> None:
+    """By the publisher the targets role names, at the site's time; glass may be broken for it."""
+    supplier = Supplier.at(tmp_path)
+    root = Authority("root", ends=NOW + 900 * DAY)
+    leaf = Authority("lab", root, ca=False, ends=NOW + 5 * DAY)
+    manifest = manifest_of(supplier.store, SAMPLES)
+    files = {file.path: file.hex for file in manifest.artefacts[0].files}
+    signatures = {"m": sign(files, supplier.repository.model_key(), "m")}
+
+    def written(upstream: bytes, publisher: Publisher) -> Path:
+        others = {"upstream/m.oms.json": upstream}
+        members = signed_members(manifest, SBOM, signatures, others)
+        metadata = supplier.repository.sign(
+            manifest.name,
+            members,
+            NOW,
+            artefacts=manifest.artefacts,
+            publishers={"upstream/m.oms.json": publisher},
+        )
+        return supplier.write(BundleContent(manifest, SBOM, signatures, metadata, others))
+
+    def judged(path: Path, at: datetime, emergency: Emergency | None = None) -> Verified:
+        state = TrustState().pinned_to(supplier.repository.fingerprint)
+        with BundleReader(path) as reader:
+            return judge(reader, Verifier(state, at, emergency))[1]
+
+    path = written(_with_chain(leaf, files=files), _by(root))
+    assert not judged(path, NOW).expired
+    with pytest.raises(BundleExpired, match="bundle-expired"):
+        judged(path, NOW + 6 * DAY)
+    storm = Emergency("the publisher is gone")
+    assert set(judged(path, NOW + 6 * DAY, storm).expired) == {"upstream/m.oms.json"}
+    with pytest.raises(BundleTampered):
+        judged(written(_with_chain(leaf, files=files), _by(Authority("root"))), NOW)
+    with pytest.raises(BundleTampered):
+        judged(written(_with_chain(leaf), _by(root)), NOW, storm)
