@@ -30,6 +30,7 @@ from appliance.trust import statement as dsse
 MAGIC = b"sovctl bundle part 1\n"
 _FIXED = len(MAGIC) + 31
 _MAX_HEADER = 1 << 26  # bytes; what PartIndex allows
+_MAX_OPEN = 256  # files open at a time; a process may as a rule have 1024
 
 
 @dataclass(frozen=True)
@@ -179,8 +180,9 @@ def _claimed_number(path: Path) -> int:
 class PartsMedium:
     """The parts of one set, read as the file they were cut from.
 
-    With all parts in ``folders`` it is as free as a file. With some missing it is ``sequential``:
-    one part is open at a time (so its disk can be taken out after it), and the next is asked for.
+    With all parts in ``folders`` (and not hundreds of them) it is as free as a file. Otherwise it
+    is ``sequential``: one part is open at a time (so its disk can be taken out after it), and the
+    next is asked for.
     Raises :class:`PartRefused` for the first part, :class:`PartMissing` if nobody can be asked.
     """
 
@@ -194,7 +196,8 @@ class PartsMedium:
         self._ask = ask
         self._survey = survey(self.first, self._folders)
         self._survey.found.setdefault(self.first.number, first)
-        self.sequential = len(self._survey.found) < len(self.index.parts)
+        all_here = len(self._survey.found) == len(self.index.parts)
+        self.sequential = not all_here or len(self.index.parts) > _MAX_OPEN
         self._open: dict[int, FileMedium] = {}
         if not self.sequential:
             for number, path in self._survey.found.items():

@@ -16,6 +16,7 @@ from bundle_samples import FILES, Supplier
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from appliance.bundle import parts
 from appliance.bundle.copying import copy, join
 from appliance.bundle.delta import delta, read_base
 from appliance.bundle.encryption import Sealer, encrypt
@@ -59,7 +60,7 @@ def folder(tmp_path: Path) -> Path:
 # --- parts --------------------------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(part_size=st.integers(24_000, 400_000))
 def test_cut_and_joined_it_is_the_same_file(
     supplier: Supplier, bundle: Path, folder: Path, part_size: int
@@ -91,15 +92,15 @@ def test_a_flipped_bit_anywhere_in_a_part_is_refused(
 ) -> None:
     if not any(folder.iterdir()):
         split(bundle, 100_000, folder, supplier.repository, QUIET)
-    parts = sorted(folder.glob("*.part*"))
-    victim = data.draw(st.sampled_from(parts))
+    made = sorted(folder.glob("*.part*"))
+    victim = data.draw(st.sampled_from(made))
     header = 8192 if data.draw(st.booleans()) else victim.stat().st_size
     at = data.draw(st.integers(0, min(header, victim.stat().st_size) - 1))
     before = victim.read_bytes()
     changed = bytearray(before)
     changed[at] ^= 1 << data.draw(st.integers(0, 7))
     victim.write_bytes(changed)
-    other = parts[0] if victim != parts[0] else parts[1]
+    other = made[0] if victim != made[0] else made[1]
     try:
         with pytest.raises((PartRefused, PartMissing, BundleTampered)):
             verify(other, supplier.verifier(), QUIET)
@@ -369,3 +370,16 @@ def _overwrite(path: Path, offset: int, data: bytes) -> None:
     with path.open("r+b") as file:
         file.seek(offset)
         file.write(data)
+
+
+def test_a_great_many_parts_are_read_one_at_a_time(
+    supplier: Supplier, bundle: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "_MAX_OPEN", 3)
+    made = split(bundle, 50_000, folder, supplier.repository, QUIET)
+    assert len(made.paths) > 3
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with BundleReader(made.paths[2]) as reader:
+        assert reader.sequential
+        assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
+    load(made.paths[2], Store(tmp_path / "store"), supplier.verifier(), QUIET)
