@@ -6,11 +6,13 @@ facts = collection_facts(path)           # the same, and what it depends on
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import subprocess
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -88,7 +90,7 @@ def licences_of(copyright_text: str) -> tuple[str, ...]:
 def collection_facts(path: Path) -> CollectionFacts:
     """Read a collection's ``MANIFEST.json``. Raises ``ValueError``, saying what is wrong."""
     try:
-        with tarfile.open(path, "r:gz") as archive:
+        with open_archive(path) as archive:
             document = json.loads(_text(archive, "MANIFEST.json"))
         info: Any = document["collection_info"]
         name, version = f"{info['namespace']}.{info['name']}", info["version"]
@@ -111,6 +113,22 @@ def collection_facts(path: Path) -> CollectionFacts:
         dict(dependencies),
         PackageURL("generic", info["namespace"], info["name"], version),
     )
+
+
+class _Bounded(gzip.GzipFile):
+    """tarfile reads a name or a pax header at once, however large it says it is."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= _CAP:
+            raise ValueError(f"one of its headers has {size} bytes")
+        return super().read(size)
+
+
+@contextmanager
+def open_archive(path: Path) -> Iterator[tarfile.TarFile]:
+    """A ``.tar.gz`` that cannot fill the memory. Reading raises ``ValueError`` where it would."""
+    with _Bounded(path) as file, tarfile.open(fileobj=file) as archive:
+        yield archive
 
 
 def _text(archive: tarfile.TarFile, wanted: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import os
@@ -231,6 +232,17 @@ def test_an_archive_that_unpacks_without_end_is_refused(
     big.size = (1 << 20) + 1
     with pytest.raises(PackageRefused, match=r"r\.tar\.gz"):
         ansible.check_archive(ROLE, "roles/r.tar.gz", archive_of(tmp_path / "a.tar.gz", big))
+
+
+def test_a_header_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    header = member("pax", tarfile.XHDTYPE)
+    header.size = 1 << 33
+    path = tmp_path / "a.tar.gz"
+    with gzip.open(path, "wb") as file:
+        file.write(header.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 20))
+    with pytest.raises(PackageRefused) as caught:
+        ansible.check_archive(ROLE, "roles/r.tar.gz", path)
+    assert "8589934592 bytes" in caught.value.values["reason"]
 
 
 # --- versions and facts ---------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 from appliance.bundle.cache import Digested
-from appliance.bundle.package_facts import CollectionFacts, collection_facts
+from appliance.bundle.package_facts import CollectionFacts, collection_facts, open_archive
 from appliance.bundle.sources.desk import Desk, Made, MadeFile, digest_all
 from appliance.bundle.sources.download import Sha256, Wanted, Web
 from appliance.errors import CollectionsIncomplete, PackageRefused, SourceRefused
@@ -132,7 +132,7 @@ def satisfies(version: str, wanted: str) -> bool:
 def check_archive(recipe: ArtefactRecipe, name: str, path: Path) -> None:
     """Raise :class:`PackageRefused` if unpacking the archive could write outside its folder."""
     try:
-        with tarfile.open(path, "r:gz") as archive:
+        with open_archive(path) as archive:
             total = 0
             for count, member in enumerate(archive, 1):
                 total += member.size
