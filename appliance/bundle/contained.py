@@ -17,7 +17,8 @@ from typing import Any
 
 from packageurl import PackageURL
 
-from appliance.bundle.licences import Licence, licence_named, read_wheel
+from appliance.bundle.licences import Licence, licence_named, licence_of_debian, read_wheel
+from appliance.bundle.package_facts import deb_facts
 from appliance.manifests.bundle import Artefact, BlobRef
 
 _MANIFEST = 1 << 20  # bytes of a collection's MANIFEST.json that are read
@@ -67,8 +68,21 @@ def _wheel(file: BlobRef, at: Path) -> Part:
 
 
 def _deb(file: BlobRef, at: Path) -> Part:
-    """By its name: ``<package>_<version>_<architecture>.deb``, with ``%3a`` for a colon."""
-    del at  # what is in it says no more than its name; see debian/copyright in the package
+    """By its control data, or by its name where ``dpkg-deb`` is not here or cannot read it.
+
+    The name is ``<package>_<version>_<architecture>.deb``, with ``%3a`` for a colon.
+    """
+    try:
+        facts = deb_facts(at)
+    except ValueError:
+        return _deb_by_name(file)
+    return Part(
+        "deb", file, facts.name, facts.version, licence_of_debian(facts.licences), facts.purl,
+        facts.summary,
+    )  # fmt: skip
+
+
+def _deb_by_name(file: BlobRef) -> Part:
     stem = file.path.rpartition("/")[2].removesuffix(".deb")
     package, _underscore, rest = stem.partition("_")
     version, _underscore, architecture = rest.partition("_")
@@ -91,7 +105,7 @@ def _collection(file: BlobRef, at: Path) -> Part:
     return Part(
         "collection", file, f"{namespace}.{name}" if namespace != name else name, version,
         licence_named(" AND ".join(map(str, stated if isinstance(stated, list) else []))),
-        PackageURL("ansible", namespace, name, version),
+        PackageURL("generic", namespace, name, version),
         str(info.get("description") or "")[:500],
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from appliance.bundle import sbom
 from appliance.bundle.build import Built
-from appliance.bundle.format import signed_members
+from appliance.bundle.format import REVOCATIONS, signed_members
 from appliance.bundle.writer import BundleContent, write
 from appliance.manifests.bundle import Artefact, BlobRef, BundleManifest, Platform
 from appliance.store.blobs import digest_of
@@ -58,9 +58,10 @@ def export(exported: Exported, out: Path, repository: Repository, progress: Prog
         signatures[artefact.name] = model_signature.sign(
             files, repository.model_key(), artefact.name
         )
-    members = signed_members(manifest, bill, signatures)
-    metadata = repository.sign(manifest.name, members)
-    content = BundleContent(manifest, bill, signatures, metadata)
+    others = {REVOCATIONS: repository.revocations()}
+    members = signed_members(manifest, bill, signatures, others)
+    metadata = repository.sign(manifest.name, members, artefacts=manifest.artefacts)
+    content = BundleContent(manifest, bill, signatures, metadata, others)
     size = write(out, content, exported.files.__getitem__, progress)
     return Built(out, manifest, size, 0.0)
 

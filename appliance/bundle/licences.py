@@ -7,7 +7,9 @@ a free field that is a valid SPDX expression, classifiers, free text.
 
 from __future__ import annotations
 
+import re
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from email.message import Message
 from email.parser import BytesParser
@@ -131,6 +133,40 @@ def licence_named(text: str) -> Licence:
     """Terms somebody wrote by hand: as SPDX if they are, else in their words."""
     expression = _spdx(_FREE_TEXT.get(text.lower(), text))
     return Licence(expression, "" if expression else text or "not stated")
+
+
+def licence_of_debian(names: Sequence[str]) -> Licence:
+    """The licences of a ``debian/copyright`` (DEP 5 short names) as one: all of them hold.
+
+    A name SPDX does not know becomes a ``LicenseRef``, so that those it knows still count.
+    """
+    if not names:
+        return Licence("", "not stated")
+    parts = [_spdx(_dep5(name)) or _reference(name) for name in names]
+    return Licence(" AND ".join(f"({p})" if " OR " in p else p for p in parts), "")
+
+
+_DEP5 = {"expat": "MIT", "psf-2": "PSF-2.0", "artistic": "Artistic-1.0-Perl"}
+
+
+def _dep5(name: str) -> str:
+    """The SPDX licence of a DEP 5 short name: ``GPL-2+`` is ``GPL-2.0-or-later``."""
+    words = []
+    for word in name.split():
+        gnu = re.fullmatch(r"(A?GPL|LGPL|GFDL)-(\d)(?:\.(\d))?(\+?)", word, re.IGNORECASE)
+        if gnu:
+            kind, major, minor, later = gnu.groups()
+            which = "or-later" if later else "only"
+            words.append(f"{kind.upper()}-{major}.{minor or 0}-{which}")
+        elif word in {"and", "or", "with"}:
+            words.append(word.upper())
+        else:
+            words.append(_DEP5.get(word.lower(), word))
+    return " ".join(words)
+
+
+def _reference(name: str) -> str:
+    return "LicenseRef-debian-" + (re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-") or "unnamed")
 
 
 def _spdx(text: str) -> str:

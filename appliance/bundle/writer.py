@@ -1,7 +1,7 @@
 """Write a bundle: the canonical tar of a content, from blobs that lie in a store.
 
     members = signed_members(manifest, sbom, signatures)
-    metadata = repository.sign(manifest.name, members)
+    metadata = repository.sign(manifest.name, members, artefacts=manifest.artefacts)
     write(path, BundleContent(manifest, sbom, signatures, metadata), store.path, progress)
 
 The same content always gives the same bytes.

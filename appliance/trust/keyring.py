@@ -3,7 +3,7 @@
     keys/root-1.pem …                        root keys, where they are not kept elsewhere
     keys/<role>.pem <role>.pub               private keys (0600) and their public halves
     keys/<role>.ref                          instead of a .pem: reference and id of a token's key
-    keys/apt.pem apt.pub                     Ed25519: signs offline apt repositories, if there are any
+    keys/apt.pem apt.pub                     Ed25519: signs offline apt repositories (made late)
     keys/oms.pem oms.pub                     P-256: signs models (OpenSSF Model Signing)
     keys/next/                               new keys whose root is not published yet
     keys/DEMO-KEYS.txt                       present only for passphrase-free demo keys
