@@ -33,6 +33,7 @@ from appliance.manifests.bundle_lock import (
     LockedFile,
 )
 from appliance.manifests.recipe import ArtefactRecipe, Recipe
+from appliance.store.blobs import sync_folder
 
 if TYPE_CHECKING:
     from appliance.progress import Progress
@@ -176,6 +177,7 @@ def write(lock: BundleLock, path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)
+    sync_folder(path.parent)
 
 
 def _files(part: ArtefactRecipe, made: Made) -> list[LockedFile]:

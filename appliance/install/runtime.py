@@ -75,8 +75,8 @@ def is_complete(release: Release) -> bool:
     """Whether the release's environment is whole and made from the wheels it has now."""
     try:
         marked = (release.venv / _MARK).read_text(encoding="ascii")
-        offered = environments_of(release.manifest())
-        known = any(marked == _identity(release, environment) for environment in offered)
+        locks = release.wheelhouse.glob("requirements*.lock")
+        known = any(marked == _identity(lock) for lock in locks)
         return known and (release.venv / "bin" / "python").exists()
     except OSError:
         return False
@@ -255,10 +255,9 @@ def _can_unshare(unshare: str) -> bool:
     return subprocess.run(trial, capture_output=True, check=False).returncode == 0
 
 
-def _identity(release: Release, environment: RuntimeEnvironment) -> str:
-    """What the environment is made from: the lock's digest."""
-    lock = (release.wheelhouse / environment.requirements).read_bytes()
-    return hashlib.sha256(lock).hexdigest()
+def _identity(lock: Path) -> str:
+    """What an environment is made from: its lock's digest."""
+    return hashlib.sha256(lock.read_bytes()).hexdigest()
 
 
 def _mark_complete(release: Release, environment: RuntimeEnvironment) -> None:
@@ -266,7 +265,7 @@ def _mark_complete(release: Release, environment: RuntimeEnvironment) -> None:
     _sync_file_system(release.venv)
     fresh = release.venv / f"{_MARK}.new"
     with fresh.open("w", encoding="ascii") as file:
-        file.write(_identity(release, environment))
+        file.write(_identity(release.wheelhouse / environment.requirements))
         file.flush()
         os.fsync(file.fileno())
     fresh.rename(release.venv / _MARK)

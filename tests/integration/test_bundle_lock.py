@@ -18,15 +18,20 @@ from hub_server import Hub, hub
 from small_bundle import tiny_wheel
 
 from appliance.bundle import locking
+from appliance.bundle.build import manifest_of
 from appliance.bundle.cache import BuildCache
 from appliance.bundle.reader import BundleReader
 from appliance.bundle.sources import wheelhouse
-from appliance.bundle.sources.desk import Desk
+from appliance.bundle.sources.desk import Desk, Made
+from appliance.errors import EnvironmentUnfit
+from appliance.install.runtime import install_runtime, is_complete, pick
+from appliance.layout import Home
 from appliance.manifests.bundle import Platform
 from appliance.manifests.bundle_lock import BundleLock
 from appliance.manifests.document import load
 from appliance.manifests.recipe import ArtefactRecipe, LocalBuild, PypiSource, Recipe
 from appliance.progress import Silent
+from appliance.store.releases import Release
 from appliance.trust.repository import Repository, Threshold
 
 CHECKOUT = Path(__file__).parents[2]
@@ -359,26 +364,36 @@ def test_one_wheelhouse_serves_several_environments(
     ]  # fmt: skip
     assert made.attributes["environment.cuda"] == f"1 {python} linux x86_64 cuda"
 
-    folder = tmp_path / "wheelhouse"
-    folder.mkdir()
-    for file in made.files:
-        shutil.copyfile(file.content.location, folder / file.path)
     for name, version in (("cpu", "2.0+cpu"), ("cuda", "2.0")):
-        venv = tmp_path / name
-        uv = [sys.executable, "-m", "uv"]
-        subprocess.run(
-            [*uv, "venv", "-q", "--offline", "--python", sys.executable, venv], check=True
-        )
-        subprocess.run(
-            [*uv, "pip", "install", "-q", "--offline", "--no-index", "--find-links", folder,
-             "--no-deps", "--require-hashes", "--python", venv / "bin/python",
-             "-r", folder / f"requirements-{name}.lock"],
-            check=True,
-        )  # fmt: skip
+        release = released(tmp_path / name, made, recipe, platform)
+        monkeypatch.setenv("SOVCTL_ENVIRONMENT", name)
+        found = pick(release.manifest())
+        assert found is not None and found.environment.name == name
+        home = Home(tmp_path / f"home-{name}")
+        install_runtime(release, found.interpreter, home, Silent())
         shown = subprocess.check_output(
-            [venv / "bin/python", "-c", "import engine; print(engine.VERSION)"], text=True
+            [release.venv / "bin/python", "-c", "import engine, tiny; print(engine.VERSION)"],
+            text=True,
         )
         assert shown.strip() == version
+        monkeypatch.delenv("SOVCTL_ENVIRONMENT")
+        assert is_complete(release)  # whichever would be chosen now
+    monkeypatch.setenv("SOVCTL_ENVIRONMENT", "arm")
+    with pytest.raises(EnvironmentUnfit, match="arm"):
+        pick(release.manifest())
+
+
+def released(folder: Path, made: Made, recipe: ArtefactRecipe, platform: Platform) -> Release:
+    """A release that has this wheelhouse and nothing else."""
+    (folder / "wheelhouse").mkdir(parents=True)
+    for file in made.files:
+        shutil.copyfile(file.content.location, folder / "wheelhouse" / file.path)
+    whole = Recipe(name="several", version="1", platform=platform, artefacts=(recipe,))
+    cache = BuildCache(folder.parent / "cache")
+    desk = Desk(folder / "bundle.yaml", platform, cache, 1, Silent())
+    manifest = manifest_of(whole, [made], desk)
+    (folder / "bundle.json").write_bytes(manifest.canonical())
+    return Release(manifest.release_id, folder)
 
 
 def test_the_demo_is_locked() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import string
+from pathlib import Path
+from typing import get_args
 
 import pytest
 import safetensors
@@ -14,7 +17,9 @@ from hypothesis import strategies as st
 from appliance.bundle.sources.weights import HeaderInvalid, read_header, refusal_of_name
 from appliance.manifests.bundle import Platform
 from appliance.manifests.bundle_lock import BundleLock, LockedArtefact, LockedFile
+from appliance.manifests.document import parse
 from appliance.manifests.environment import Host, RuntimeEnvironment, choose
+from appliance.manifests.recipe import Recipe, Source
 
 # --- the lock -------------------------------------------------------------------------------------
 
@@ -227,3 +232,19 @@ def test_a_machine_gets_the_runtime_for_it(
 ) -> None:
     found = choose(OFFERED, Host("linux", machine, frozenset(pythons), cuda), wanted)
     assert (found.name if found else None) == chosen
+
+
+# --- the documentation ----------------------------------------------------------------------------
+
+
+def test_every_source_has_an_example_that_is_valid() -> None:
+    page = (Path(__file__).parents[2] / "docs/recipes.md").read_text(encoding="utf-8")
+    head = (
+        "name: hospital\nversion: '1.0'\n"
+        "platform: {python: '3.11', system: linux, machine: x86_64}\nartefacts:\n"
+    )
+    examples = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    recipes = [parse(Recipe, (head + text).encode(), Path("recipes.md")) for text in examples]
+    shown = {part.source.type for recipe in recipes for part in recipe.artefacts}
+    union = get_args(get_args(Source)[0])
+    assert shown == {get_args(model.model_fields["type"].annotation)[0] for model in union}

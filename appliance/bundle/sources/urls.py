@@ -25,7 +25,7 @@ def make(recipe: ArtefactRecipe, source: UrlSource, desk: Desk) -> Made:
     with Web(desk.cache, token_for(recipe, source, source.files[0].url, desk)) as web:
         contents = web.fetch_all(wanted, desk, title)
     made = tuple(
-        MadeFile(file.path, content, file.url)
+        MadeFile(file.path, content, file.url.partition("?")[0])  # a query may be a credential
         for file, content in zip(source.files, contents, strict=True)
     )
     for each in made:
