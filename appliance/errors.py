@@ -955,6 +955,14 @@ class SourceMissing(ApplianceError):
     fix = N_("Correct 'source' of '{artefact}' in {recipe}.")
 
 
+class PublisherRefused(ApplianceError):
+    code = "publisher-refused"
+    exit_code = ExitCode.REFUSED
+    what = N_("'{artefact}' is not what its publisher signed.")
+    why = N_("{path}: {reason}. The files changed, or somebody else signed them.")
+    fix = N_("Do not use it. Fetch model and signature again from the publisher, then compare.")
+
+
 class LockInvalid(ApplianceError):
     code = "lock-invalid"
     exit_code = ExitCode.USAGE

@@ -29,8 +29,8 @@ def lock(console: Console, recipe: Path, *, upgrade: bool) -> None:
     Commit it with the recipe: 'sovctl bundle build --locked' then builds the same bundle anywhere.
     """
     from appliance.bundle import locking
-    from appliance.bundle.build import lock as make_lock
     from appliance.bundle.cache import BuildCache
+    from appliance.bundle.making import lock as make_lock
     from appliance.manifests.document import load
     from appliance.manifests.recipe import Recipe
 

@@ -407,6 +407,24 @@ class LicencePolicy(_Part):
     exceptions: Annotated[tuple[LicenceException, ...], Field(alias="except")] = ()
 
 
+class PublisherRecipe(_Part):
+    """The publisher's own signature of a model (OpenSSF Model Signing), which must hold.
+
+    It must be by one of ``keys`` (PEM public keys) or by a certificate that leads to one of
+    ``authorities`` (PEM certificates). It travels in the bundle, and the site judges it again.
+    """
+
+    signature: LocalPath
+    keys: tuple[LocalPath, ...] = ()
+    authorities: tuple[LocalPath, ...] = ()
+
+    @model_validator(mode="after")
+    def _somebody_is_trusted(self) -> PublisherRecipe:
+        if not self.keys and not self.authorities:
+            raise ValueError("name the publisher's 'keys' or 'authorities'")
+        return self
+
+
 class ArtefactRecipe(_Part):
     """One artefact: what it is called in the bundle, under which terms, and its source."""
 
@@ -416,7 +434,14 @@ class ArtefactRecipe(_Part):
     licence: Annotated[str, Field(min_length=1, max_length=200, description="an SPDX expression")]
     description: Annotated[str, Field(max_length=2000)] = ""
     attributes: dict[str, str] = {}
+    publisher: PublisherRecipe | None = None
     source: Source
+
+    @model_validator(mode="after")
+    def _publishers_sign_models(self) -> ArtefactRecipe:
+        if self.publisher is not None and self.kind != "model":
+            raise ValueError("only a model has a publisher's signature")
+        return self
 
     @model_validator(mode="after")
     def _kind_fits_source(self) -> ArtefactRecipe:

@@ -18,8 +18,8 @@ from hub_server import Hub, hub
 from small_bundle import tiny_wheel
 
 from appliance.bundle import locking
-from appliance.bundle.build import manifest_of
 from appliance.bundle.cache import BuildCache
+from appliance.bundle.making import manifest_of
 from appliance.bundle.reader import BundleReader
 from appliance.bundle.sources import wheelhouse
 from appliance.bundle.sources.desk import Desk, Made

@@ -17,9 +17,10 @@ from debian_mirror import Gpg, Mirror, served
 from securesystemslib.signer import CryptoSigner
 
 from appliance.bundle import locking
-from appliance.bundle.build import build, lock
+from appliance.bundle.build import build
 from appliance.bundle.cache import BuildCache
 from appliance.bundle.locking import LockUse
+from appliance.bundle.making import lock
 from appliance.bundle.package_facts import deb_facts
 from appliance.bundle.sources import debian
 from appliance.bundle.sources.desk import Desk, Made

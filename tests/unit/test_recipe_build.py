@@ -8,17 +8,28 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from appliance.bundle import build as build_module
 from appliance.bundle.build import Built, build
 from appliance.bundle.cache import BuildCache
+from appliance.bundle.load import verify
 from appliance.bundle.reader import BundleReader
 from appliance.cli.main import main
-from appliance.errors import ApplianceError, EpochInvalid, ManifestInvalid, SourceMissing
+from appliance.errors import (
+    ApplianceError,
+    EpochInvalid,
+    ManifestInvalid,
+    PublisherRefused,
+    SourceMissing,
+)
 from appliance.progress import Silent
+from appliance.trust.keys import new_model_key, public_pem
+from appliance.trust.pin import TrustState
 from appliance.trust.repository import Repository, Threshold
+from appliance.trust.verifier import Verifier
 
 RECIPE = """
 name: tiny
@@ -170,3 +181,39 @@ def test_the_command_prints_what_it_built(
     result = json.loads(capsys.readouterr().out)
     assert result["size"] == out.stat().st_size
     assert result["digest"] == BundleReader(out).manifest.digest
+
+
+def test_a_publishers_signature_is_wanted_and_carried(desk: Desk) -> None:
+    """Signed with the reference implementation, as a publisher would."""
+    from model_signing import hashing, signing
+
+    key, stranger = new_model_key(), new_model_key()
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (desk.root / "key.pem").write_bytes(pem)
+    (desk.root / "lab.pub").write_bytes(public_pem(key))
+    signer = signing.Config().use_elliptic_key_signer(private_key=desk.root / "key.pem")
+    signer.set_hashing_config(hashing.Config().use_file_serialization(hashing_algorithm="sha256"))
+    signer.sign(desk.root / "toy", desk.root / "toy.sig")
+    wanted = (
+        "    publisher: {signature: toy.sig, keys: [lab.pub]}\n    source: {type: path, path: toy}"
+    )
+    recipe = RECIPE.replace("    source: {type: path, path: toy}", wanted)
+    desk.recipe.write_text(recipe)
+
+    built = desk.build()
+    with BundleReader(built.path) as bundle:
+        carried = bundle.members["upstream/toy.oms.json"]
+    assert carried == (desk.root / "toy.sig").read_bytes()
+    state = TrustState().pinned_to(desk.repository.fingerprint)
+    verify(built.path, Verifier(state), Silent())
+
+    (desk.root / "lab.pub").write_bytes(public_pem(stranger))
+    with pytest.raises(PublisherRefused):
+        desk.build()
+    (desk.root / "lab.pub").write_bytes(public_pem(key))
+    (desk.root / "toy" / "config.json").write_text('{"changed": true}')
+    with pytest.raises(PublisherRefused, match="toy"):
+        desk.build()
+    desk.recipe.write_text(recipe.replace(", keys: [lab.pub]", ""))
+    with pytest.raises(ManifestInvalid):
+        desk.build()
