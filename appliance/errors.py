@@ -336,6 +336,118 @@ class StoreDamaged(ApplianceError):
     fix = N_("Run 'sovctl install BUNDLE' again; it writes what is missing.")
 
 
+class BaseMissing(ApplianceError):
+    code = "base-missing"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("{bundle} is a delta, and what it builds on is not here: {base}.")
+    why = N_("It leaves out {count} files that the bundle {digest} has, and the store lacks them.")
+    fix = N_("Run 'sovctl install' with the bundle {base} first, or ask for the full bundle.")
+
+
+class DeltaBaseIsTarget(ApplianceError):
+    code = "delta-base-is-target"
+    exit_code = ExitCode.USAGE
+    what = N_("{base} is the same bundle as the one to make a delta of.")
+    why = N_("A delta from a bundle to itself would carry nothing.")
+    fix = N_("Name the bundle the site has now: 'sovctl bundle delta FULL --base OLD --out FILE'.")
+
+
+class PartMissing(ApplianceError):
+    code = "part-missing"
+    exit_code = ExitCode.NOT_FOUND
+    what = N_("Part {number} of {total} of {bundle} is missing (set {set}).")
+    why = N_("It was looked for in {folders}.{found}")
+    fix = N_("Name the folder it lies in, or its disk: run it again with --parts DIR.")
+
+
+class PartRefused(ApplianceError):
+    code = "part-refused"
+    exit_code = ExitCode.REFUSED
+    what = N_("{part} cannot be used as a part of a bundle.")
+    why = N_("{reason}")
+    fix = N_("Copy that part again from its source ('sovctl bundle copy PART DIR').")
+
+
+class PartSizeInvalid(ApplianceError):
+    code = "part-size-invalid"
+    exit_code = ExitCode.USAGE
+    what = N_("A file of {size} bytes cannot be cut into parts of {part_size}.")
+    why = N_("{reason}")
+    fix = N_("Choose another size: 'sovctl bundle split FILE --size 4GB --out DIR'.")
+
+
+class TargetTaken(ApplianceError):
+    code = "target-taken"
+    exit_code = ExitCode.USAGE
+    what = N_("{path} is in the way.")
+    why = N_("{reason} Nothing was changed.")
+    fix = N_("Choose another place, or remove it: rm {path}")
+
+
+class CopyDamaged(ApplianceError):
+    code = "copy-damaged"
+    exit_code = ExitCode.FAILED
+    what = N_("{path} does not hold what was written to it.")
+    why = N_("Read back, {member} is not what was signed. The medium or its connection is failing.")
+    fix = N_("Use another medium, then run the same command again; what is right there is kept.")
+
+
+class IdentityNeeded(ApplianceError):
+    code = "identity-needed"
+    exit_code = ExitCode.USAGE
+    what = N_("{bundle} is encrypted.")
+    why = N_("Only who holds an identity (private key) it was encrypted to can read it.")
+    fix = N_("Run it again with --identity FILE, the file that 'age-keygen' made.")
+
+
+class IdentityUnusable(ApplianceError):
+    code = "identity-unusable"
+    exit_code = ExitCode.USAGE
+    what = N_("{path} holds no age identity.")
+    why = N_("{reason}")
+    fix = N_("Give the file that 'age-keygen -o FILE' made; its lines begin with AGE-SECRET-KEY-1.")
+
+
+class IdentityRefused(ApplianceError):
+    code = "identity-refused"
+    exit_code = ExitCode.REFUSED
+    what = N_("{bundle} is not encrypted to the identity in {path}.")
+    why = N_("None of its recipients is the public half of that identity.")
+    fix = N_("Use the identity whose public half ('age-keygen -y FILE') your supplier was given.")
+
+
+class RecipientInvalid(ApplianceError):
+    code = "recipient-invalid"
+    exit_code = ExitCode.USAGE
+    what = N_("'{recipient}' is not an age recipient.")
+    why = N_("A recipient is a public key that begins with age1; each is 62 characters long.")
+    fix = N_("Ask its holder for the output of 'age-keygen -y FILE'.")
+
+
+class EncryptionFailed(ApplianceError):
+    code = "encryption-failed"
+    exit_code = ExitCode.FAILED
+    what = N_("{path} cannot be encrypted.")
+    why = N_("{reason}")
+    fix = N_("Check the path and the space beside it ('df -h'), then run it again.")
+
+
+class NotEncrypted(ApplianceError):
+    code = "not-encrypted"
+    exit_code = ExitCode.USAGE
+    what = N_("{bundle} is {state}.")
+    why = N_("'sovctl bundle encrypt' takes a bundle in clear, 'sovctl bundle decrypt' not.")
+    fix = N_("Use it as it is; 'sovctl bundle inspect {bundle}' shows what it holds.")
+
+
+class ExportUnknown(ApplianceError):
+    code = "export-unknown"
+    exit_code = ExitCode.NOT_FOUND
+    what = N_("There is no {kind} {name} here to export.")
+    why = N_("{reason}")
+    fix = N_("Run 'sovctl models list' or 'sovctl adapters list' to see what is here.")
+
+
 class ReleaseUnknown(ApplianceError):
     code = "release-unknown"
     exit_code = ExitCode.NOT_FOUND

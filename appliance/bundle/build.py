@@ -24,11 +24,13 @@ from pydantic import ValidationError
 
 from appliance.bundle import sbom
 from appliance.bundle.cache import BuildCache, Inputs
+from appliance.bundle.delta import leave_out
+from appliance.bundle.encryption import Sealer, encrypt_readable, seal_hidden
 from appliance.bundle.format import signed_members
 from appliance.bundle.sources import gguf, icd10cm, paths, wheelhouse
 from appliance.bundle.sources.desk import Desk, Made
 from appliance.bundle.sources.pins import read_lock
-from appliance.bundle.writer import BundleContent, write
+from appliance.bundle.writer import BundleContent, files, write
 from appliance.errors import EpochInvalid, FileUnreadable, PermissionRefused
 from appliance.i18n import _
 from appliance.manifests.bundle import Artefact, BlobRef, BundleManifest
@@ -67,9 +69,17 @@ class Built:
 
 
 def build(
-    recipe_path: Path, repository: Repository, out: Path, cache: BuildCache, progress: Progress
+    recipe_path: Path,
+    repository: Repository,
+    out: Path,
+    cache: BuildCache,
+    progress: Progress,
+    *,
+    base: BundleManifest | None = None,
 ) -> Built:
     """Build, sign and write the bundle of a recipe to ``out``, replacing it atomically.
+
+    With ``base`` a delta, without the blobs that bundle has; encrypted if the recipe says so.
 
     Raises ``ManifestInvalid`` for the recipe, what the sources raise (see
     :mod:`appliance.bundle.sources`), and what opening the keys raises.
@@ -94,7 +104,15 @@ def build(
     signatures = {a.name: _model_signature(a, model_key, cache) for a in manifest.of_kind("model")}
     members = signed_members(manifest, bill, signatures)
     content = BundleContent(manifest, bill, signatures, repository.sign(manifest.name, members))
-    _write_once(out, content, where, cache, progress)
+    if base is not None:
+        content = leave_out(content, base, repository)
+    wish, blobs = recipe.encryption, files(where.__getitem__)
+    if wish is None:
+        _write_once(out, content, where, cache, progress)
+    elif wish.metadata == "readable":
+        encrypt_readable(out, content, blobs, Sealer(wish.recipients, repository), progress)
+    else:
+        seal_hidden(out, content, blobs, wish.recipients, progress)
     return Built(out, manifest, out.stat().st_size, time.monotonic() - started)
 
 

@@ -32,6 +32,11 @@ ENCRYPTION = "encryption.dsse.json"
 STATEMENTS = frozenset({DELTA, ENCRYPTION})
 """Members about this copy alone: signed by themselves (``trust.statement``), not TUF targets."""
 
+PLAIN = "blobs/sha256/"
+"""Before the SHA-256 of a blob."""
+AGE = "blobs/age/"
+"""Before the SHA-256 of the age file that a blob is carried as."""
+
 _SINGLES = (MANIFEST, SBOM, PROVENANCE, REVOCATIONS, DELTA, ENCRYPTION)
 _METADATA = re.compile(
     r"metadata/(?:([1-9][0-9]{0,3})\.root|(timestamp)|(snapshot)|(targets)"
@@ -58,6 +63,16 @@ class Place:
     size: int
     header: int
     data: int
+
+    @property
+    def hex(self) -> str:
+        """Of a blob: the SHA-256 of the ``size`` bytes here, which its name says."""
+        return self.name.rpartition("/")[2]
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether the bytes here are an age file."""
+        return self.name.startswith(AGE)
 
     @property
     def end(self) -> int:
@@ -134,15 +149,20 @@ def model_of(name: str) -> str | None:
 
 def place(front: Sequence[tuple[str, int]], blobs: Sequence[BlobRef]) -> Layout:
     """Lay out members ``(name, size)`` and then ``blobs``, which are sorted by digest."""
+    return place_named(front, [(f"{PLAIN}{blob.hex}", blob.size) for blob in blobs])
+
+
+def place_named(front: Sequence[tuple[str, int]], blobs: Sequence[tuple[str, int]]) -> Layout:
+    """Lay out members and then blobs, all ``(name, size)``; blobs are sorted by name."""
     offset = 0
     front_places = []
     for name, size in front:
         front_places.append(Place(name, size, offset, offset + BLOCK))
         offset = front_places[-1].end
     blob_places = []
-    for blob in blobs:
+    for name, size in blobs:
         data = offset + 2 * BLOCK + _pax_size(offset)
-        blob_places.append(Place(f"blobs/sha256/{blob.hex}", blob.size, offset, data))
+        blob_places.append(Place(name, size, offset, data))
         offset = blob_places[-1].end
     return Layout(tuple(front_places), tuple(blob_places), offset)
 

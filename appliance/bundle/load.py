@@ -6,9 +6,12 @@
     release = Releases(home).materialise(loaded.content, store, progress)
 
 Order of events, which is also the order of refusals: form, signatures, manifest, model signatures,
-size, free space, and only then bytes. Blobs go by offset to several threads; each thread reads into
-one buffer, hashes it and writes it, so memory does not grow with the bundle. Whatever stops it, the
-store holds only whole blobs, and the next run skips them.
+size, the base of a delta, free space, and only then bytes. Blobs go by offset to several threads;
+each thread reads into one buffer, hashes it and writes it, so memory does not grow with the bundle.
+A medium that is sequential is read forwards by one thread. Whatever stops it, the store holds only
+whole blobs, and the next run skips them, at the price of one ``stat`` each.
+
+An encrypted blob is hashed twice on its way: as the age file that was signed, and as what is in it.
 """
 
 from __future__ import annotations
@@ -18,15 +21,23 @@ import hmac
 import mmap
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from appliance.bundle.age import AgeFailed, Identities
 from appliance.bundle.format import Place
+from appliance.bundle.opening import PLAIN, Opening
 from appliance.bundle.reader import BundleReader
-from appliance.errors import BundleTampered, WrongPlatform
+from appliance.errors import (
+    BaseMissing,
+    BundleTampered,
+    IdentityNeeded,
+    IdentityRefused,
+    WrongPlatform,
+)
 from appliance.i18n import _
 from appliance.manifests.bundle import BundleManifest, Platform
 from appliance.store.blobs import BlobMismatch, BlobWriter, Store
@@ -49,13 +60,15 @@ RESERVE = 256 << 20  # bytes left free for the release's folders, the registry a
 class LoadedBundle:
     """A bundle whose every blob is in the store (after ``load``) or was hashed (after ``verify``).
 
-    ``written`` and ``skipped`` are bytes of blobs that were new and that were already there.
+    ``written`` and ``skipped`` are bytes of blobs that were new and that were already there;
+    ``size`` is that of the bundle, joined and, if it was hidden, decrypted.
     """
 
     content: ReleaseContent
     verified: Verified
     written: int
     skipped: int
+    size: int
 
     @property
     def manifest(self) -> BundleManifest:
@@ -73,6 +86,7 @@ def judge(bundle: BundleReader, verifier: Verifier) -> tuple[ReleaseContent, Ver
     """Everything that can be known without reading a blob: form, signatures, manifest, size."""
     verified = verifier.verify(bundle.path, bundle.metadata, bundle.members)
     manifest = bundle.manifest
+    bundle.check_statements(verified)
     if manifest.name != verified.bundle:
         raise BundleTampered(
             bundle=bundle.path,
@@ -81,52 +95,92 @@ def judge(bundle: BundleReader, verifier: Verifier) -> tuple[ReleaseContent, Ver
         )
     keys = _check_model_signatures(bundle, manifest, verified)
     bundle.check_size()
-    bundle.check_end()
     content = ReleaseContent(
         manifest, bundle.sbom, bundle.metadata, bundle.signatures, keys, bundle.others
     )
     return content, verified
 
 
-def verify(path: Path, verifier: Verifier, progress: Progress) -> LoadedBundle:
-    """Check every byte of a bundle without writing any. Raises as :func:`load` does."""
-    with BundleReader(path) as bundle:
+def verify(
+    path: Path, verifier: Verifier, progress: Progress, opening: Opening = PLAIN
+) -> LoadedBundle:
+    """Check every byte of a bundle without writing any. Raises as :func:`load` does.
+
+    Of an encrypted bundle and no identity, what is encrypted is checked as it is.
+    """
+    with BundleReader(path, opening) as bundle:
         content, verified = judge(bundle, verifier)
+        identities = _identities(bundle, opening)
+        opened = bundle.encryption is None or identities is not None
         total = sum(member.size for member in bundle.layout.blobs)
+
+        def sink(member: Place) -> _HashOnly:
+            return _HashOnly(bundle.blob_of[member.name].hex if opened else member.hex)
+
         with progress.task(_("Verifying"), total, "bytes") as task:
-            _Stream(bundle, _HashOnly, task).run(bundle.layout.blobs)
-        return LoadedBundle(content, verified, written=0, skipped=total)
+            _Stream(bundle, sink, task, identities).run(bundle.layout.blobs)
+        bundle.check_end()
+        return LoadedBundle(content, verified, written=0, skipped=total, size=bundle.size)
 
 
-def load(path: Path, store: Store, verifier: Verifier, progress: Progress) -> LoadedBundle:
+def load(
+    path: Path, store: Store, verifier: Verifier, progress: Progress, opening: Opening = PLAIN
+) -> LoadedBundle:
     """Verify a bundle and put its blobs into ``store``, reading each byte once.
 
     Raises :class:`NotABundle`, :class:`BundleTruncated`, :class:`BundleTampered` (naming the
     member), :class:`BundleUnsigned`, :class:`BundleUntrusted`, :class:`BundleExpired`,
-    :class:`BundleRolledBack`, :class:`BundleTooNew`, :class:`DiskFull`, :class:`FileUnreadable`.
+    :class:`BundleRolledBack`, :class:`BundleTooNew`, :class:`BaseMissing`, :class:`DiskFull`,
+    :class:`FileUnreadable`, :class:`MediumFailed`, :class:`PartMissing`, :class:`PartRefused`,
+    :class:`IdentityNeeded`, :class:`IdentityRefused`.
     """
-    with BundleReader(path) as bundle:
+    with BundleReader(path, opening) as bundle:
         content, verified = judge(bundle, verifier)
+        require_base(bundle, store)
         store.clean()
-        missing: list[Place] = []
-        present: list[Place] = []
-        for member in bundle.layout.blobs:
-            here = store.has(_digest(member), member.size)
-            (present if here else missing).append(member)
-        needed = sum(member.size for member in missing)
-        total = sum(member.size for member in bundle.layout.blobs)
-        new = [(_digest(member), member.size) for member in missing]
+        blob_of = bundle.blob_of
+        blobs = bundle.layout.blobs
+        missing = [m for m in blobs if not store.has(blob_of[m.name].digest, blob_of[m.name].size)]
+        needed = sum(blob_of[member.name].size for member in missing)
+        total = sum(blob.size for blob in content.manifest.blobs())
+        identities = _identities(bundle, opening)
+        if missing and bundle.encryption is not None and identities is None:
+            raise IdentityNeeded(bundle=path)
+        new = [(blob_of[m.name].digest, blob_of[m.name].size) for m in missing]
         reason = _("The bundle's blobs are new here, and some room must stay for running it.")
         require([store.files_of(new, RESERVE)], reason)
-        for member in present:
-            bundle.check_frame(member)
-        with store.batch(), progress.task(_("Verifying and loading"), needed, "bytes") as task:
-            _Stream(bundle, lambda m: store.writer(_digest(m), m.size), task).run(missing)
-        return LoadedBundle(content, verified, written=needed, skipped=total - needed)
+        size = sum(member.size for member in missing)
+        with store.batch(), progress.task(_("Verifying and loading"), size, "bytes") as task:
+
+            def sink(member: Place) -> BlobWriter:
+                blob = blob_of[member.name]
+                return store.writer(blob.digest, blob.size)
+
+            _Stream(bundle, sink, task, identities).run(missing)
+        # What is not needed is not read: of parts on several disks, the last may stay in its box.
+        if not bundle.sequential or missing[-1:] == list(blobs[-1:]):
+            bundle.check_end()
+        skipped = total - needed
+        return LoadedBundle(content, verified, needed, skipped, bundle.size)
 
 
-def _digest(member: Place) -> str:
-    return "sha256:" + member.name.rpartition("/")[2]
+def require_base(bundle: BundleReader, store: Store) -> None:
+    """Raise :class:`BaseMissing` unless ``store`` has every blob that a delta leaves out."""
+    if bundle.delta is None:
+        return
+    lacking = [blob for blob in bundle.left_out if not store.has(blob.digest, blob.size)]
+    if lacking:
+        base = bundle.delta.base
+        raise BaseMissing(
+            bundle=bundle.path, base=base.release_id, digest=base.digest, count=len(lacking)
+        )
+
+
+def _identities(bundle: BundleReader, opening: Opening) -> Identities | None:
+    """Who decrypts the blobs, where they are encrypted one by one."""
+    if bundle.encryption is None or opening.identity is None:
+        return None
+    return Identities(opening.identity)
 
 
 def _check_model_signatures(
@@ -156,8 +210,8 @@ def _check_model_signatures(
 class _HashOnly:
     """A sink that hashes a blob and keeps nothing; the other sink is ``BlobWriter``."""
 
-    def __init__(self, member: Place) -> None:
-        self._expected = member.name.rpartition("/")[2]
+    def __init__(self, expected: str) -> None:
+        self._expected = expected
         self._hash = hashlib.sha256()
 
     def __enter__(self) -> _HashOnly:
@@ -166,7 +220,7 @@ class _HashOnly:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def write(self, data: memoryview) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         self._hash.update(data)
 
     def commit(self) -> None:
@@ -178,17 +232,31 @@ _OpenSink = Callable[[Place], BlobWriter] | Callable[[Place], _HashOnly]
 
 
 class _Stream:
-    """Sends members' bytes to sinks, several members at a time, the largest first."""
+    """Sends members' bytes to sinks, several members at a time, the largest first.
 
-    def __init__(self, bundle: BundleReader, open_sink: _OpenSink, task: Task) -> None:
+    With ``identities``, members that are age files are decrypted on the way.
+    """
+
+    def __init__(
+        self,
+        bundle: BundleReader,
+        open_sink: _OpenSink,
+        task: Task,
+        identities: Identities | None = None,
+    ) -> None:
         self._bundle = bundle
         self._open_sink = open_sink
         self._task = task
+        self._identities = identities
         self._stop = threading.Event()
         self._local = threading.local()
 
     def run(self, members: Sequence[Place]) -> None:
         """Do all of ``members``. The first failure stops the rest at their next buffer."""
+        if self._bundle.sequential:
+            for member in sorted(members, key=lambda m: m.header):
+                self._take(member)
+            return
         cores = len(os.sched_getaffinity(0))
         threads = max(1, min(MAX_THREADS, 2 * cores, len(members)))
         largest_first = sorted(members, key=lambda m: -m.size)
@@ -205,7 +273,7 @@ class _Stream:
         if self._stop.is_set():
             return
         try:
-            self._bundle.check_frame(member)
+            self._bundle.check_header(member)
             with self._open_sink(member) as sink:
                 self._copy(member, sink)
         except BaseException:
@@ -213,26 +281,58 @@ class _Stream:
             raise
 
     def _copy(self, member: Place, sink: BlobWriter | _HashOnly) -> None:
-        buffer = self._buffer()
-        self._bundle.expect(member.data, member.size)
-        done = member.size if self._clone(member, sink) else 0
-        while done < member.size:
-            if self._stop.is_set():
-                return
-            part = buffer[: min(BUFFER, member.size - done)]
-            self._bundle.read_into(part, member.data + done)
-            sink.write(part)
-            done += len(part)
-            self._task.advance(len(part))
         try:
+            if self._clone(member, sink):
+                self._bundle.check_padding(member)
+                return sink.commit()
+            read = self._pieces(member)
+            pieces: Iterator[bytes | memoryview] = read
+            if self._identities is not None:
+                pieces = self._identities.decrypt(self._as_signed(member, read), member.size)
+            for piece in pieces:
+                sink.write(piece)
+            if self._stop.is_set():
+                return None
+            self._bundle.check_padding(member)
             sink.commit()
         except BlobMismatch as error:
             raise self._bundle.tampered(member, "its digest is not the signed one") from error
+        except AgeFailed as error:
+            if self._stop.is_set():
+                return None  # it was cut short because another failed
+            if error.wrong_identity:
+                assert self._identities is not None
+                path = self._identities.path
+                raise IdentityRefused(bundle=self._bundle.path, path=path) from error
+            raise self._bundle.tampered(member, "it cannot be decrypted") from error
+
+    def _pieces(self, member: Place) -> Iterator[memoryview]:
+        """The bytes of ``member``, each piece good until the next; fewer once it is to stop."""
+        buffer = self._buffer()
+        self._bundle.expect(member.data, member.size)
+        done = 0
+        while done < member.size and not self._stop.is_set():
+            part = buffer[: min(BUFFER, member.size - done)]
+            self._bundle.read_into(part, member.data + done)
+            yield part
+            done += len(part)
+            self._task.advance(len(part))
+
+    def _as_signed(self, member: Place, pieces: Iterator[memoryview]) -> Iterator[memoryview]:
+        """Pass on an age file, and refuse it at its end if it is not the one that was signed."""
+        digest = hashlib.sha256()
+        for piece in pieces:
+            digest.update(piece)
+            yield piece
+        if self._stop.is_set():
+            return
+        if not hmac.compare_digest(digest.hexdigest(), member.hex):
+            raise self._bundle.tampered(member, "its digest is not the signed one")
 
     def _clone(self, member: Place, sink: BlobWriter | _HashOnly) -> bool:
         """Whether the store could share the bundle's own blocks; see ``BlobWriter.clone_from``."""
         source = self._bundle.descriptor
-        if source is None or not isinstance(sink, BlobWriter):
+        if source is None or self._identities is not None or not isinstance(sink, BlobWriter):
             return False
 
         def proceed(count: int) -> bool:

@@ -36,6 +36,8 @@ class Medium(Protocol):
     size: int
     """Bytes of the whole bundle."""
     sequential: bool
+    statement: bytes | None
+    """The signed index it was put together by; None where it is one file."""
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill ``buffer`` from ``offset``. Raises :class:`ReadFailed`, :class:`EndReached`."""
@@ -51,6 +53,7 @@ class FileMedium:
     """One regular file. Reads go by offset (pread), so any number of threads may share it."""
 
     sequential = False
+    statement: bytes | None = None
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -2,6 +2,7 @@
 
     with BundleReader(path) as bundle:
         bundle.metadata            # TUF file name → bytes, not yet verified
+        bundle.front               # every member before the blobs: name → bytes
         bundle.members             # what the targets role signs: member name → bytes
         bundle.statements          # what is signed about this copy alone: member name → bytes
         bundle.manifest            # parsed bundle.json
@@ -13,14 +14,18 @@ What is read here is *well-formed*, not *trusted*: give ``metadata`` and ``membe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from pydantic import ValidationError
 
+from appliance.bundle.cargo import Cargo, CargoInvalid, cargo_of
 from appliance.bundle.format import (
     BLOCK,
+    DELTA,
+    ENCRYPTION,
     END,
     MANIFEST,
     MAX_FRONT_BYTES,
@@ -33,11 +38,11 @@ from appliance.bundle.format import (
     header_of,
     model_of,
     padding,
-    place,
     read_header,
     size_limit,
 )
-from appliance.bundle.medium import EndReached, FileMedium, Medium, ReadFailed
+from appliance.bundle.medium import EndReached, FileMedium, ReadFailed
+from appliance.bundle.opening import Opening, open_medium
 from appliance.errors import (
     BundleTampered,
     BundleTooNew,
@@ -46,10 +51,14 @@ from appliance.errors import (
     MediumFailed,
     NotABundle,
 )
-from appliance.manifests.bundle import SCHEMA_VERSION, BundleManifest
+from appliance.manifests.bundle import SCHEMA_VERSION, BlobRef, BundleManifest
+from appliance.manifests.transport import DeltaStatement, EncryptionStatement, PartIndex
+from appliance.trust import statement as dsse
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from appliance.trust.verifier import Verified
 
 
 class BundleReader:
@@ -60,27 +69,27 @@ class BundleReader:
     Reads go by offset (pread), so any number of threads may share one reader.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, opening: Opening | None = None) -> None:
         self.path = path
-        self._medium: Medium = FileMedium(path)
-        self.size = self._medium.size
+        self.medium = open_medium(path, opening or Opening())
+        self.size = self.medium.size
         self._front: list[Place] = []
         self._complete = False
         try:
-            front = self._read_front()
+            self.front = self._read_front()
             self._complete = True
         except BaseException:
-            self._medium.close()
+            self.medium.close()
             raise
         self.metadata = {
             name.removeprefix("metadata/"): data
-            for name, data in front.items()
+            for name, data in self.front.items()
             if name.startswith("metadata/")
         }
-        self.statements = {n: d for n, d in front.items() if n in STATEMENTS}
+        self.statements = {n: d for n, d in self.front.items() if n in STATEMENTS}
         self.members = {
             name: data
-            for name, data in front.items()
+            for name, data in self.front.items()
             if not name.startswith("metadata/") and name not in STATEMENTS
         }
 
@@ -97,17 +106,17 @@ class BundleReader:
 
     def close(self) -> None:
         """Close the file."""
-        self._medium.close()
+        self.medium.close()
 
     @property
     def sequential(self) -> bool:
         """Whether it is to be read forwards, by one thread; see :mod:`appliance.bundle.medium`."""
-        return self._medium.sequential
+        return self.medium.sequential
 
     @property
     def descriptor(self) -> int | None:
         """The open file, where the bundle's bytes are those of one file."""
-        return self._medium.descriptor if isinstance(self._medium, FileMedium) else None
+        return self.medium.descriptor if isinstance(self.medium, FileMedium) else None
 
     @property
     def sbom(self) -> bytes:
@@ -145,9 +154,61 @@ class BundleReader:
             raise self._tampered(MANIFEST, str(error)) from error
 
     @cached_property
+    def cargo(self) -> Cargo:
+        """Which blobs are in this file, and as what. Raises :class:`BundleTampered`."""
+        try:
+            return cargo_of(self.manifest, self.statements)
+        except CargoInvalid as error:
+            raise self._tampered(error.member, str(error)) from error
+
+    @property
+    def delta(self) -> DeltaStatement | None:
+        """What a delta leaves out; None for a full bundle."""
+        return self.cargo.delta
+
+    @property
+    def encryption(self) -> EncryptionStatement | None:
+        """Which age file carries each blob; None for a bundle whose blobs are in clear."""
+        return self.cargo.encryption
+
+    @property
+    def left_out(self) -> tuple[BlobRef, ...]:
+        """The blobs that are not in this file because the delta's base has them."""
+        return self.cargo.left_out
+
+    @property
+    def blob_of(self) -> Mapping[str, BlobRef]:
+        """A blob's member name → the blob (in clear) that it carries, in the tar's order."""
+        return self.cargo.blob_of
+
+    @cached_property
     def layout(self) -> Layout:
-        """Where everything lies, computed from the manifest."""
-        return place([(member.name, member.size) for member in self._front], self.manifest.blobs())
+        """Where everything lies, computed from the manifest and the statements."""
+        return self.cargo.layout([(member.name, member.size) for member in self._front])
+
+    def check_statements(self, verified: Verified) -> None:
+        """Verify what is said about this copy: delta, encryption, the index of its parts.
+
+        Raises :class:`BundleTampered`, which names the statement.
+        """
+        types = {DELTA: DeltaStatement.TYPE, ENCRYPTION: EncryptionStatement.TYPE}
+        signed = [(name, data, types[name]) for name, data in self.statements.items()]
+        if self.medium.statement is not None:
+            signed.append(("the index of its parts", self.medium.statement, PartIndex.TYPE))
+        for name, data, kind in signed:
+            try:
+                verified.statement(data, kind)
+            except dsse.StatementInvalid as error:
+                raise self._tampered(name, str(error)) from error
+        self._check_index()
+
+    def _check_index(self) -> None:
+        """The index of the parts, if there are any, is about this bundle."""
+        if self.medium.statement is None:
+            return
+        index = PartIndex.parse(dsse.payload(self.medium.statement, PartIndex.TYPE))
+        if index.bundle is not None and index.bundle.digest != self.manifest.digest:
+            raise self._tampered("the index of its parts", "it is about another bundle")
 
     def check_size(self) -> None:
         """Compare the file's size with the layout: truncation costs no reading to find."""
@@ -156,11 +217,16 @@ class BundleReader:
         if self.size > self.layout.size:
             raise self._tampered("its end", f"{self.size - self.layout.size} bytes too many")
 
-    def check_frame(self, member: Place) -> None:
-        """Compare a blob's header and padding with the only bytes they may be."""
+    def check_header(self, member: Place) -> None:
+        """Compare a blob's header with the only bytes it may be."""
         if self.read(member.header, member.data - member.header) != header_of(member):
             raise self._tampered(member.name, "its header is not in its one allowed form")
-        self._check_padding(member)
+
+    def check_padding(self, member: Place) -> None:
+        """Compare the bytes after a member with the only ones they may be: zeros."""
+        count = padding(member.size)
+        if self.read(member.data + member.size, count) != bytes(count):
+            raise self._tampered(member.name, "its padding is not zero")
 
     def check_end(self) -> None:
         """Compare the end-of-archive mark with the only bytes it may be."""
@@ -176,7 +242,7 @@ class BundleReader:
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill ``buffer`` from ``offset``. Raises BundleTruncated or MediumFailed."""
         try:
-            self._medium.read_into(buffer, offset)
+            self.medium.read_into(buffer, offset)
         except EndReached as end:
             raise self._truncated(offset + len(buffer)) from end
         except ReadFailed as failure:
@@ -189,7 +255,7 @@ class BundleReader:
 
     def expect(self, offset: int, size: int) -> None:
         """Say that ``size`` bytes from ``offset`` will be read next, in order."""
-        self._medium.expect(offset, size)
+        self.medium.expect(offset, size)
 
     def _member_at(self, offset: int) -> str:
         """The member that a byte belongs to, as far as it is known yet."""
@@ -217,7 +283,7 @@ class BundleReader:
                 break
             member = self._front_member(block, offset, places[-1] if places else None)
             front[member.name] = self.read(member.data, member.size)
-            self._check_padding(member)
+            self.check_padding(member)
             places.append(member)
             offset = member.end
         self._check_complete(front)
@@ -238,9 +304,10 @@ class BundleReader:
         return Place(name, size, offset, offset + BLOCK)
 
     def _refuse_header(self, before: Place | None, reason: str) -> NoReturn:
-        if before is None:
+        if before is None and self.medium.statement is None:
             raise NotABundle(bundle=self.path, reason=f"At its start {reason}.")
-        raise self._tampered(f"the header after {before.name}", reason)
+        where = f"the header after {before.name}" if before else "the first header"
+        raise self._tampered(where, reason)
 
     def _check_complete(self, front: dict[str, bytes]) -> None:
         if not any(name.startswith("metadata/") for name in front):
@@ -248,11 +315,6 @@ class BundleReader:
         for needed in (MANIFEST, SBOM):
             if needed not in front:
                 raise self._tampered(needed, "it is missing")
-
-    def _check_padding(self, member: Place) -> None:
-        count = padding(member.size)
-        if self.read(member.data + member.size, count) != bytes(count):
-            raise self._tampered(member.name, "its padding is not zero")
 
     def _tampered(self, member: str, reason: str) -> BundleTampered:
         return BundleTampered(bundle=self.path, member=member, reason=reason)

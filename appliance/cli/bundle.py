@@ -1,4 +1,4 @@
-"""``sovctl bundle``: build, inspect and verify bundles."""
+"""``sovctl bundle``: build, inspect, verify, carry and compare bundles."""
 
 from __future__ import annotations
 
@@ -9,24 +9,28 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from appliance.cli.bundle_build import build
+from appliance.cli.bundle_carry import copy, decrypt, delta, encrypt, join, split
+from appliance.cli.bundle_content import diff, export
 from appliance.cli.console import amount
-from appliance.cli.options import with_console
+from appliance.cli.options import with_console, with_opening
 from appliance.i18n import _
 from appliance.layout import Home
 
 if TYPE_CHECKING:
+    from appliance.bundle.opening import Opening
     from appliance.bundle.reader import BundleReader
     from appliance.cli.console import Console
     from appliance.manifests.bundle import BundleManifest
     from appliance.trust.verifier import Verified, Verifier
 
 
-@click.group(help=_("Build, inspect and verify bundles."))
+@click.group(help=_("Build, inspect, verify, carry and compare bundles."))
 def bundle() -> None:
     """Group of the commands below."""
 
 
-bundle.add_command(build)
+for _command in (build, split, join, copy, delta, encrypt, decrypt, diff, export):
+    bundle.add_command(_command)
 
 _file = click.argument("file", type=click.Path(path_type=Path))
 
@@ -45,12 +49,13 @@ def _trust(command: Callable[..., Any]) -> Callable[..., Any]:
 @with_console
 @_file
 @_trust
-def inspect(console: Console, *, file: Path, fingerprint: str | None) -> None:
+@with_opening
+def inspect(console: Console, *, file: Path, fingerprint: str | None, opening: Opening) -> None:
     """Show a bundle's contents and whether its signature is trusted here."""
     from appliance.bundle.load import judge
     from appliance.bundle.reader import BundleReader
 
-    with BundleReader(file) as reader:
+    with BundleReader(file, opening) as reader:
         verifier = _verifier(fingerprint)
         verified = judge(reader, verifier)[1] if verifier is not None else None
         reader.check_size()
@@ -63,7 +68,8 @@ def inspect(console: Console, *, file: Path, fingerprint: str | None) -> None:
 @with_console
 @_file
 @_trust
-def verify(console: Console, *, file: Path, fingerprint: str | None) -> None:
+@with_opening
+def verify(console: Console, *, file: Path, fingerprint: str | None, opening: Opening) -> None:
     """Hash every blob and check every signature."""
     from appliance.bundle.load import verify as verify_bundle
     from appliance.errors import TrustNotPinned
@@ -71,9 +77,9 @@ def verify(console: Console, *, file: Path, fingerprint: str | None) -> None:
     verifier = _verifier(fingerprint)
     if verifier is None:
         raise TrustNotPinned(bundle=file)
-    checked = verify_bundle(file, verifier, console)
+    checked = verify_bundle(file, verifier, console, opening)
     manifest = checked.manifest
-    size = file.stat().st_size
+    size = checked.size
     root = checked.verified.fingerprint.hex
     text = _("{file} is whole and signed by who is trusted here.\n\n{content}").format(
         file=file, content=_as_text(manifest, size, checked.verified, root)

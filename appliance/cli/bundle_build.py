@@ -30,9 +30,19 @@ if TYPE_CHECKING:
     "--passphrase-fd", type=int, default=None,
     help=_("Read the signing keys' passphrase from this file descriptor."),
 )  # fmt: skip
+@click.option(
+    "--base", type=click.Path(path_type=Path), default=None,
+    help=_("Write a delta: without what this bundle (or its bundle.json) has."),
+)  # fmt: skip
 @with_console
 def build(
-    console: Console, recipe: Path, keys: Path, out: Path | None, passphrase_fd: int | None
+    console: Console,
+    recipe: Path,
+    *,
+    keys: Path,
+    out: Path | None,
+    base: Path | None,
+    passphrase_fd: int | None,
 ) -> None:
     """Build and sign the bundle that RECIPE describes.
 
@@ -41,6 +51,7 @@ def build(
     """
     from appliance.bundle.build import build as build_bundle
     from appliance.bundle.cache import BuildCache
+    from appliance.bundle.delta import read_base
     from appliance.manifests.document import load
     from appliance.manifests.recipe import Recipe
     from appliance.trust.passphrase import passphrase_source
@@ -50,7 +61,8 @@ def build(
     target = (out or Path(f"{named.name}-{named.version}.tar")).absolute()
     repository = Repository.open(keys, passphrase_source(passphrase_fd))
     cache = BuildCache.from_environment()
-    built = build_bundle(recipe, repository, target, cache, console)
+    older = read_base(base) if base is not None else None
+    built = build_bundle(recipe, repository, target, cache, console, base=older)
     fingerprint = str(repository.fingerprint)
     console.result(_as_json(built, fingerprint), _as_text(built, fingerprint))
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from appliance.cli.console import Console, amount
-from appliance.cli.options import with_console
+from appliance.cli.options import with_console, with_opening
 from appliance.errors import (
     ApplianceError,
     ConfirmationNeeded,
@@ -24,6 +24,7 @@ from appliance.i18n import _
 from appliance.layout import Home
 
 if TYPE_CHECKING:
+    from appliance.bundle.opening import Opening
     from appliance.install.embedded import Installation
     from appliance.install.plan import Plan
     from appliance.install.preflight import Finding
@@ -39,11 +40,13 @@ _PORTS = click.IntRange(1, 65535)
 @click.option("--site", type=_BUNDLE, help=_("Several machines (not in this release)."))
 @click.option("--port", type=_PORTS, help=_("Port on 127.0.0.1 to plan for."))
 @click.option("--unsealed", is_flag=True, help=_("Plan without the network seal."))
+@with_opening
 @with_console
 def plan(
     console: Console,
     bundle: Path,
     *,
+    opening: Opening,
     fingerprint: str | None,
     site: Path | None,
     port: int | None,
@@ -60,8 +63,8 @@ def plan(
     _refuse_site(site)
     home = Home.from_environment()
     request = Request(bundle, port=port, sealed=not unsealed)
-    trusted = _fingerprint(console, home, bundle, fingerprint)
-    with admit(bundle, home, trusted) as admitted:
+    trusted = _fingerprint(console, home, bundle, fingerprint, opening)
+    with admit(bundle, home, trusted, opening) as admitted:
         cluster = LocalCluster(home, sealed=request.sealed)
         installation = Installation(home, admitted, request, cluster)
         decided = installation.plan()
@@ -79,11 +82,13 @@ def plan(
 @click.option("--unsealed", is_flag=True, help=_("Run without the network seal. Recorded."))
 @click.option("--no-start", is_flag=True, help=_("Install, and do not start."))
 @click.option("--yes", is_flag=True, help=_("Do not ask before replacing a running release."))
+@with_opening
 @with_console
 def install(
     console: Console,
     bundle: Path,
     *,
+    opening: Opening,
     fingerprint: str | None,
     site: Path | None,
     port: int | None,
@@ -104,10 +109,10 @@ def install(
     _refuse_site(site)
     home = Home.from_environment()
     request = Request(bundle, port=port, sealed=not unsealed, start=not no_start)
-    trusted = _fingerprint(console, home, bundle, fingerprint)
+    trusted = _fingerprint(console, home, bundle, fingerprint, opening)
     with (
         _terminated_as_interrupted(),
-        admit(bundle, home, trusted) as admitted,
+        admit(bundle, home, trusted, opening) as admitted,
         lock.hold(home, f"sovctl install {bundle}"),
     ):
         installation = Installation(
@@ -164,7 +169,7 @@ def uninstall(console: Console, *, keep_data: bool, yes: bool) -> None:
 
 
 def _fingerprint(
-    console: Console, home: Home, bundle: Path, given: str | None
+    console: Console, home: Home, bundle: Path, given: str | None, opening: Opening
 ) -> Fingerprint | None:
     """What the operator trusts: as given, as pinned (None), or typed after comparing."""
     from appliance.install.bundle_in import claimed_fingerprint, nothing_pinned
@@ -174,7 +179,7 @@ def _fingerprint(
         return Fingerprint.parse(given)
     if not nothing_pinned(home):
         return None
-    claimed = claimed_fingerprint(bundle)
+    claimed = claimed_fingerprint(bundle, opening)
     if not (console.interactive and sys.stdin.isatty()):
         raise TrustNotPinned(bundle=bundle)
     console.say(

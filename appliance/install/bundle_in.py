@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from tuf.api.metadata import Metadata, Root
 
-from appliance.bundle.load import judge, load
+from appliance.bundle.load import judge, load, require_base
+from appliance.bundle.opening import PLAIN, Opening
 from appliance.bundle.reader import BundleReader
 from appliance.errors import BundleUnsigned
 from appliance.store.blobs import Store
@@ -39,6 +40,7 @@ class Admitted:
     """A bundle whose signatures hold. ``newly_pinned`` says the pin is not on disk yet."""
 
     path: Path
+    opening: Opening
     home: Home
     content: ReleaseContent
     verified: Verified
@@ -48,7 +50,7 @@ class Admitted:
 
     def load(self, progress: Progress) -> None:
         """Bring the blobs into the store. Raises :class:`~appliance.errors.BundleTampered` …"""
-        load(self.path, Store(self.home.store), self.verifier, progress)
+        load(self.path, Store(self.home.store), self.verifier, progress, self.opening)
 
     def pin(self) -> None:
         """Write down the fingerprint the operator gave."""
@@ -60,29 +62,33 @@ class Admitted:
 
 
 @contextmanager
-def admit(path: Path, home: Home, fingerprint: Fingerprint | None) -> Iterator[Admitted]:
+def admit(
+    path: Path, home: Home, fingerprint: Fingerprint | None, opening: Opening = PLAIN
+) -> Iterator[Admitted]:
     """Open and judge the bundle at ``path``; changes nothing.
 
     ``fingerprint`` is what the operator trusts, where nothing is pinned yet. Raises what
-    :func:`appliance.bundle.load.judge` raises.
+    :func:`appliance.bundle.load.judge` raises, and :class:`BaseMissing` for a delta whose base is
+    not here.
     """
     state = load_state(home.trust)
     newly = state.pin is None
     if fingerprint is not None:
         state = state.pinned_to(fingerprint)
     verifier = Verifier(state)
-    with BundleReader(path) as reader:
+    with BundleReader(path, opening) as reader:
         content, verified = judge(reader, verifier)
+        require_base(reader, Store(home.store))
         assert state.pin is not None  # or there was nothing to judge by
-        yield Admitted(path, home, content, verified, verifier, state.pin, newly)
+        yield Admitted(path, opening, home, content, verified, verifier, state.pin, newly)
 
 
-def claimed_fingerprint(path: Path) -> Fingerprint:
+def claimed_fingerprint(path: Path, opening: Opening = PLAIN) -> Fingerprint:
     """The fingerprint of the root a bundle brings: a claim, for a person to compare.
 
     Raises what :class:`BundleReader` raises, and :class:`BundleUnsigned` if it brings no root.
     """
-    with BundleReader(path) as reader:
+    with BundleReader(path, opening) as reader:
         roots = [name for name in reader.metadata if name.endswith(".root.json")]
         if not roots:
             raise BundleUnsigned(bundle=path, reason="It brings no root.")

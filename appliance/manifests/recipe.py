@@ -136,6 +136,26 @@ class ArtefactRecipe(_Part):
     source: Source
 
 
+class Encryption(_Part):
+    """To whom the bundle is encrypted (age), and whether what it holds stays readable.
+
+    ``readable``: manifest, SBOM and signatures are in clear, only the files are encrypted, and who
+    carries the bundle can verify it. ``hidden``: the bundle is one age file.
+    """
+
+    recipients: Annotated[
+        tuple[
+            Annotated[
+                str,
+                Field(pattern=r"^age1[0-9a-z]{58}$", description="write what 'age-keygen -y' says"),
+            ],
+            ...,
+        ],
+        Field(min_length=1, max_length=100),
+    ]
+    metadata: Literal["readable", "hidden"] = "readable"
+
+
 class Recipe(_Part):
     """The whole of ``bundle.yaml``."""
 
@@ -143,6 +163,7 @@ class Recipe(_Part):
     version: Version
     platform: Platform
     local_builds: tuple[LocalBuild, ...] = ()
+    encryption: Encryption | None = None
     artefacts: Annotated[tuple[ArtefactRecipe, ...], Field(min_length=1)]
 
     @model_validator(mode="after")

@@ -45,6 +45,7 @@ from tuf.api.metadata import (
 )
 
 from appliance.errors import TrustKeysExist, TrustKeysMissing, TrustThresholdInvalid
+from appliance.trust import statement
 from appliance.trust.fingerprint import Fingerprint
 from appliance.trust.keys import (
     load_model_key,
@@ -194,6 +195,13 @@ class Repository:
             for name, data in kept.items():  # the timestamp last: its version is what counts
                 _replace(folder / name, data)
         return {**roots, **kept}
+
+    def statement(self, payload: bytes, payload_type: str) -> bytes:
+        """Sign what is said about one copy of a bundle (``trust.statement``), as the targets role.
+
+        The same payload under the same key gives the same bytes (Ed25519).
+        """
+        return statement.sign(payload, payload_type, [self._signer(Targets.type)])
 
     def _target(self, bundle: str, name: str, data: bytes) -> TargetFile:
         target = TargetFile(len(data), {"sha256": hashlib.sha256(data).hexdigest()}, name)

@@ -61,6 +61,14 @@ def verify(data: bytes, payload_type: str, keys: Mapping[str, Key], threshold: i
     return bytes(envelope.payload)
 
 
+def payload(data: bytes, payload_type: str) -> bytes:
+    """What an envelope claims, with nothing verified but its form. Raises StatementInvalid."""
+    envelope = _parse(data)
+    if envelope.payload_type != payload_type:
+        raise StatementInvalid("it is a statement of another kind")
+    return bytes(envelope.payload)
+
+
 def _parse(data: bytes) -> Envelope:
     try:
         tree = json.loads(data)

@@ -51,6 +51,7 @@ from appliance.errors import (
     TrustNotPinned,
     TrustStateDamaged,
 )
+from appliance.trust import statement
 from appliance.trust.fingerprint import Fingerprint
 from appliance.trust.pin import TrustState
 from appliance.trust.repository import DEMO_FIELD
@@ -69,6 +70,14 @@ _ROLE_FILES = ("timestamp.json", "snapshot.json", "targets.json")
 
 
 @dataclass(frozen=True)
+class Signers:
+    """Who may sign statements: ``threshold`` of the targets role's ``keys`` (key id → key)."""
+
+    keys: Mapping[str, Key]
+    threshold: int
+
+
+@dataclass(frozen=True)
 class Verified:
     """A bundle's signatures hold. ``state`` is what to save once the bundle is really taken in.
 
@@ -84,6 +93,14 @@ class Verified:
     demo: bool
     public_keys: Mapping[str, bytes]
     state: TrustState
+    signers: Signers
+
+    def statement(self, data: bytes, payload_type: str) -> bytes:
+        """The payload of a DSSE envelope by the targets role.
+
+        Raises :class:`appliance.trust.statement.StatementInvalid`.
+        """
+        return statement.verify(data, payload_type, self.signers.keys, self.signers.threshold)
 
 
 class Verifier:
@@ -199,6 +216,7 @@ class Verifier:
             demo=root.unrecognized_fields.get(DEMO_FIELD) is True,
             public_keys=_public_keys(trusted.targets),
             state=state,
+            signers=Signers(_keys_of(root, Targets.type), root.roles[Targets.type].threshold),
         )
 
 
