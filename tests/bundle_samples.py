@@ -80,3 +80,11 @@ def manifest_of(
         platform=Platform.of_this_machine(),
         artefacts=(model,),
     )
+
+
+def artefacts_of(manifest: bytes) -> tuple[Artefact, ...]:
+    """Those that their roles sign: the manifest's, if it is one; a hostile one vouches for none."""
+    try:
+        return BundleManifest.model_validate_json(manifest).artefacts
+    except ValueError:
+        return ()

@@ -1,37 +1,22 @@
-"""Work on many pieces of a large file at a time: some threads, a buffer each, the largest first.
+"""Work on many pieces of a large file at a time: some threads, the largest pieces first.
 
-    run(members, lambda member, lane: copy(member, lane), size_of=lambda m: m.size, threads=4)
+    run(members, copy, key=lambda m: m.size, count=lanes())      # copy(member, stopped)
 
-SHA-256, reading and writing all let go of the interpreter, so threads use every core; the buffers
-are all that memory it takes. The first failure stops the rest at their next buffer.
+SHA-256, reading and writing all let go of the interpreter, so threads use every core. The first
+failure stops the rest: ``stopped()`` is true from then on, and they look at it between buffers.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TypeVar
 
-BUFFER = 4 << 20  # bytes a lane reads, hashes and writes at a time
 MAX_LANES = 16
 
 T = TypeVar("T")
-
-
-class Lane:
-    """What one thread has to itself: ``buffer``, page-aligned as O_DIRECT wants it."""
-
-    def __init__(self, stop: threading.Event) -> None:
-        self.buffer = memoryview(mmap.mmap(-1, BUFFER))
-        self._stop = stop
-
-    @property
-    def stopped(self) -> bool:
-        """Whether another lane failed: whatever this one does is for nothing."""
-        return self._stop.is_set()
 
 
 def lanes() -> int:
@@ -40,21 +25,26 @@ def lanes() -> int:
 
 
 def run(
-    pieces: Iterable[T], work: Callable[[T, Lane], None], size_of: Callable[[T], int], count: int
+    pieces: Iterable[T],
+    work: Callable[[T, Callable[[], bool]], None],
+    key: Callable[[T], int],
+    count: int,
 ) -> None:
-    """Do ``work`` for every piece in ``count`` threads; raise what the first failure raised."""
+    """Do ``work`` for every piece, those of the largest ``key`` first, in ``count`` threads.
+
+    Raises what the first failure raised. Memory does not grow with the number of pieces.
+    """
     stop, turn = threading.Event(), threading.Lock()
-    queue = iter(sorted(pieces, key=lambda piece: -size_of(piece)))
+    queue = iter(sorted(pieces, key=key, reverse=True))
 
     def take_turns() -> None:
-        lane = Lane(stop)
         try:
             while not stop.is_set():
                 with turn:
                     piece = next(queue, None)
                 if piece is None:
                     return
-                work(piece, lane)
+                work(piece, stop.is_set)
         except BaseException:
             stop.set()
             raise

@@ -156,7 +156,7 @@ def load(
         identities = _identities(bundle, opening)
         if missing and bundle.encryption is not None and identities is None:
             raise IdentityNeeded(bundle=path)
-        new = [(blob_of[member.name].digest, blob_of[member.name].size) for member in missing]
+        new = [(blob_of[m.name].digest, blob_of[m.name].size) for m in missing]
         reason = _("The bundle's blobs are new here, and some room must stay for running it.")
         require([store.files_of(new, RESERVE)], reason)
         size = sum(member.size for member in missing)

@@ -10,15 +10,17 @@ The same content always gives the same bytes.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import glob
 import hashlib
+import mmap
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from appliance.bundle.cargo import Cargo, cargo_of
 from appliance.bundle.format import (
@@ -32,15 +34,18 @@ from appliance.bundle.format import (
     signed_members,
     size_limit,
 )
-from appliance.bundle.lanes import BUFFER, Lane, lanes, run
+from appliance.bundle.lanes import lanes, run
 from appliance.errors import BlobMissing
 from appliance.i18n import _
 from appliance.manifests.bundle import BundleManifest
 from appliance.store.blobs import sync_folder
-from appliance.store.space import Files, full_disk, preallocate, require
+from appliance.store.space import Files, full_disk, is_full, preallocate, require
 
 if TYPE_CHECKING:
     from appliance.progress import Progress, Task
+
+_CHUNK = 4 << 20
+_SMALL = 1 << 20  # bytes; read whole
 
 
 @dataclass(frozen=True)
@@ -66,23 +71,12 @@ class BundleContent:
         return {name: members[name] for name in sorted(members, key=front_order)}
 
     def cargo(self) -> Cargo:
-        """Which blobs this copy carries, and as what."""
+        """Which blobs are written, and as what."""
         return cargo_of(self.manifest, self.statements)
 
 
 Chunks = Callable[[str], Iterator[bytes]]
-"""``sha256:<hex>`` of a blob in clear → the bytes that are to be written for it."""
-
-
-def files(locate: Callable[[str], Path]) -> Chunks:
-    """Blobs that are files, at ``locate(digest)``."""
-
-    def read(digest: str) -> Iterator[bytes]:
-        with locate(digest).open("rb", buffering=0) as file:
-            while chunk := file.read(BUFFER):
-                yield chunk
-
-    return read
+"""The bytes of the blob ``sha256:<hex>`` as they are carried. Raises ``FileNotFoundError``."""
 
 
 def write(
@@ -96,28 +90,55 @@ def write(
     nevertheless, after what was written is removed.
     """
 
-    def job(member: Place, digest: str) -> _Job:
-        source = locate(digest)
-        return _Job(member, path, source, lambda lane: _file_pieces(source, path, lane))
+    return _write(path, content, _pages(locate), progress, "at once")
 
-    return _write(path, content, job, progress, lanes())
+
+def files(locate: Callable[[str], Path]) -> Chunks:
+    """Blobs that are files, at ``locate(digest)``."""
+
+    def read(digest: str) -> Iterator[bytes]:
+        with locate(digest).open("rb", buffering=0) as file:
+            while chunk := file.read(_CHUNK):
+                yield chunk
+
+    return read
+
+
+_Pieces = Callable[[str], Iterator[bytes | memoryview]]
+"""As ``Chunks``, each piece good until the next."""
+
+
+def _pages(locate: Callable[[str], Path]) -> _Pieces:
+    """The same in page-aligned pieces, as O_DIRECT wants them; several may be read at a time."""
+
+    def read(digest: str) -> Iterator[bytes | memoryview]:
+        with locate(digest).open("rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            if os.fstat(file.fileno()).st_size <= _SMALL:
+                yield file.read()
+                return
+            buffer = memoryview(mmap.mmap(-1, _CHUNK))
+            while count := file.readinto(buffer):
+                yield buffer[:count]
+
+    return read
 
 
 def write_from(path: Path, content: BundleContent, chunks: Chunks, progress: Progress) -> int:
-    """As :func:`write`, one blob after the other in the tar's order, from ``chunks``."""
+    """As :func:`write`, from ``chunks``; a delta or an encrypted bundle as its statements say.
 
-    def job(member: Place, digest: str) -> _Job:
-        return _Job(member, path, digest, lambda _lane: chunks(digest))
-
-    return _write(path, content, job, progress, 1)
+    Blobs are asked for one after the other, in their order; the file grows as they come, so that a
+    source may free what was taken from it.
+    """
+    return _write(path, content, chunks, progress, "as it comes")
 
 
 def _write(
     path: Path,
     content: BundleContent,
-    job_of: Callable[[Place, str], _Job],
+    pieces: _Pieces,
     progress: Progress,
-    at_once: int,
+    how: Literal["at once", "as it comes"],
 ) -> int:
     members = content.members()
     for name, data in members.items():
@@ -126,30 +147,32 @@ def _write(
     cargo = content.cargo()
     layout = cargo.layout([(name, len(data)) for name, data in members.items()])
     _sweep(path)
-    require(
-        [Files(path.parent, (layout.size,))],
-        _("The bundle is written beside its final name, then renamed."),
-    )
+    if how == "at once":
+        reason = _("The bundle is written beside its final name, then renamed.")
+        require([Files(path.parent, (layout.size,))], reason)
     partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(8)}")
     reason = _("The disk filled up while the bundle was being written; what was written is gone.")
     try:
         with (
             full_disk(path.parent, layout.size, reason),
-            _Output(partial, layout.size) as out,
+            _Output(partial, layout.size if how == "at once" else None) as out,
             progress.task(_("Writing the bundle"), layout.size, "bytes") as task,
         ):
             for member in layout.front:
                 data = members[member.name]
                 out.put(header_of(member) + data + bytes(padding(member.size)), member.header)
                 task.advance(member.end - member.header)
-            jobs = [job_of(m, cargo.blob_of[m.name].digest) for m in layout.blobs]
-            # In order and alone where the output grows: what such file systems do best.
-            parallel = at_once > 1 and out.preallocated
+
+            def copy(member: Place, stopped: Callable[[], bool]) -> None:
+                source = pieces(cargo.blob_of[member.name].digest)
+                _copy(source, member, out, path, task, stopped=stopped)
+
+            # In order and alone where the file grows: what such file systems do best.
             run(
-                jobs,
-                lambda job, lane: _copy(job, out, lane, task),
-                lambda job: job.member.size if parallel else -job.member.header,
-                at_once if parallel else 1,
+                layout.blobs,
+                copy,
+                lambda member: member.size if out.preallocated else -member.header,
+                lanes() if out.preallocated else 1,
             )
             out.put(END, layout.end)
             out.sync()
@@ -168,39 +191,22 @@ def _sweep(path: Path) -> None:
             leftover.unlink()
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One member to write into ``bundle``, from ``pieces``; ``source`` names them in errors.
-
-    A piece that is a memoryview begins at a page boundary (a lane's buffer does).
-    """
-
-    member: Place
-    bundle: Path
-    source: object
-    pieces: Callable[[Lane], Iterator[bytes | memoryview]]
-
-    def missing(self, reason: str) -> BlobMissing:
-        """The error that names the source and says why."""
-        return BlobMissing(bundle=self.bundle, blob=self.source, reason=reason)
-
-
 class _Output:
     """The file being written, by offset: any number of threads may put bytes at a time.
 
     Whole pages of data go past the page cache where the file system can, the rest through it.
     """
 
-    def __init__(self, path: Path, size: int) -> None:
+    def __init__(self, path: Path, reserve: int | None) -> None:
         self._path = path
-        self._size = size
+        self._reserve = reserve
 
     def __enter__(self) -> _Output:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         self._fd = self._direct = os.open(self._path, flags, 0o666)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX)
-            self.preallocated = preallocate(self._fd, self._size)
+            self.preallocated = self._reserve is not None and preallocate(self._fd, self._reserve)
             if self.preallocated:
                 with contextlib.suppress(OSError):
                     self._direct = os.open(self._path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
@@ -217,15 +223,21 @@ class _Output:
         """Write ``data`` at ``offset``."""
         self._put(self._fd, memoryview(data), offset)
 
-    def put_aligned(self, data: memoryview, offset: int) -> None:
-        """Write page-aligned ``data`` at ``offset``, a multiple of the alignment."""
-        whole = len(data) - len(data) % ALIGNMENT
-        self._put(self._direct, data[:whole], offset)
-        self._put(self._fd, data[whole:], offset + whole)
+    def put_pages(self, data: bytes | memoryview, offset: int) -> None:
+        """The same, past the page cache as far as offset, length and memory are pages."""
+        whole = 0 if offset % ALIGNMENT else len(data) - len(data) % ALIGNMENT
+        view = memoryview(data)
+        self._put(self._direct, view[:whole], offset)
+        self._put(self._fd, view[whole:], offset + whole)
 
     def _put(self, descriptor: int, data: memoryview, offset: int) -> None:
         while data.nbytes:
-            count = os.pwrite(descriptor, data, offset)
+            try:
+                count = os.pwrite(descriptor, data, offset)
+            except OSError as error:
+                if error.errno != errno.EINVAL or descriptor == self._fd:
+                    raise
+                descriptor, count = self._fd, 0
             data, offset = data[count:], offset + count
             if count % ALIGNMENT:
                 descriptor = self._fd
@@ -235,46 +247,39 @@ class _Output:
         os.fsync(self._fd)
 
 
-def _copy(job: _Job, out: _Output, lane: Lane, task: Task) -> None:
-    """Copy and hash one member, between its header and its padding."""
-    member = job.member
+def _copy(
+    chunks: Iterator[bytes | memoryview],
+    member: Place,
+    out: _Output,
+    bundle: Path,
+    task: Task,
+    *,
+    stopped: Callable[[], bool],
+) -> None:
+    """Copy and hash one blob, between its header and its padding."""
     out.put(header_of(member), member.header)
     digest = hashlib.sha256()
     done = 0
+
+    def missing(reason: str) -> BlobMissing:
+        return BlobMissing(bundle=bundle, blob=f"sha256:{member.hex}", reason=reason)
+
     try:
-        for piece in job.pieces(lane):
-            if lane.stopped:
+        for chunk in chunks:
+            if stopped():
                 return
-            if done + len(piece) > member.size:
-                raise job.missing(_("It is longer than its digest says."))
-            digest.update(piece)
-            if isinstance(piece, memoryview) and done % ALIGNMENT == 0:
-                out.put_aligned(piece, member.data + done)
-            else:
-                out.put(piece, member.data + done)
-            done += len(piece)
-            task.advance(len(piece))
-    except FileNotFoundError as error:
-        raise job.missing(_("The file {path} is missing.").format(path=error.filename)) from error
+            if done + len(chunk) > member.size:
+                raise missing(_("It is longer than its digest says."))
+            digest.update(chunk)
+            out.put_pages(chunk, member.data + done)
+            done += len(chunk)
+            task.advance(len(chunk))
+    except OSError as error:
+        if is_full(error):
+            raise
+        reason = _("At byte {offset}: {reason}.").format(offset=done, reason=error.strerror)
+        blob = error.filename or f"sha256:{member.hex}"
+        raise BlobMissing(bundle=bundle, blob=blob, reason=reason) from error
     if done != member.size or digest.hexdigest() != member.hex:
-        raise job.missing(_("Its content is not what its digest says."))
+        raise missing(_("Its content is not what its digest says."))
     out.put(bytes(padding(member.size)), member.data + member.size)
-
-
-def _file_pieces(source: Path, bundle: Path, lane: Lane) -> Iterator[memoryview]:
-    """A file in pieces; what goes wrong with it is said about *it*, with the offset."""
-    offset = 0
-    try:
-        descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise BlobMissing(bundle=bundle, blob=source, reason=f"{error.strerror}.") from error
-    try:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        while count := os.preadv(descriptor, [lane.buffer], offset):
-            yield lane.buffer[:count]
-            offset += count
-    except OSError as error:
-        reason = _("At byte {offset}: {reason}.").format(offset=offset, reason=error.strerror)
-        raise BlobMissing(bundle=bundle, blob=source, reason=reason) from error
-    finally:
-        os.close(descriptor)

@@ -3,7 +3,7 @@
     python tests/bench/bundle.py [--gib 4] [--folder /tmp] [--rounds 5]
 
 A bundle of five files. Each round runs every contestant once, in turn, from a cold cache (dropped
-for its files, posix_fadvise); printed are medians and the median of the rounds' ratios. These run:
+for its files, posix_fadvise). Medians are printed, and the median of the rounds' ratios. They are:
 
 * what the machine can do: sequential read, SHA-256 on all cores, sequential write + fsync;
 * ``verify``; ``load`` into an empty store, with processor time and peak memory of its process;

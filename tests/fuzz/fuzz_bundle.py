@@ -48,9 +48,10 @@ with atheris.instrument_imports(include=["appliance", "tuf", "securesystemslib"]
     from appliance.progress import Silent
     from appliance.store.blobs import Store
     from appliance.trust import model_signature, statement
+    from appliance.trust.keys import open_signer
     from appliance.trust.repository import Repository, Threshold
 
-from bundle_samples import Supplier  # noqa: E402 - after ``appliance`` was instrumented
+from bundle_samples import Supplier, artefacts_of  # noqa: E402 - after ``appliance`` was instrumented
 
 _FAST = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
 FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-bundle-", dir=_FAST))
@@ -74,7 +75,7 @@ class Bench:
         self.model = {f.path: f.hex for f in content.manifest.artefacts[0].files}
         names = {"1.root.json": "root-1"}
         self.signers = {
-            name: repository._signer(names.get(name, name.removesuffix(".json")))
+            name: open_signer(str(folder / f"keys/keys/{names.get(name, name[:-5])}.pem"), bytes)
             for name in self.metadata
         }
         targets_key = self.signers["targets.json"]
@@ -92,7 +93,8 @@ def whole_file(data: bytes) -> None:
     BENCH.file.write_bytes(data)
     with BundleReader(BENCH.file) as bundle:
         for blob in bundle.layout.blobs[:20]:
-            bundle.check_frame(blob)
+            bundle.check_header(blob)
+            bundle.check_padding(blob)
     # Not ``load``: of a blob that is in the store already, it reads the frame and not the data.
     verify(BENCH.file, BENCH.verifier, Silent())
     assert data == BENCH.good, "other bytes than the signed ones were taken"
@@ -101,7 +103,7 @@ def whole_file(data: bytes) -> None:
 def signed_manifest(data: bytes) -> None:
     """A ``bundle.json`` of any bytes by a supplier whose keys are trusted."""
     members = {"bundle.json": data, "sbom.cdx.json": b"{}"}
-    metadata = BENCH.repository.sign("sample", members)
+    metadata = BENCH.repository.sign("sample", members, artefacts=artefacts_of(data))
     BENCH.file.write_bytes(_front({**metadata_members(metadata), **members}) + END)
     load(BENCH.file, BENCH.store, BENCH.verifier, Silent())
 

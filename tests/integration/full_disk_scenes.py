@@ -21,8 +21,10 @@ from bundle_samples import Supplier
 from appliance.bundle import load as load_module
 from appliance.bundle.build import build
 from appliance.bundle.cache import BuildCache
+from appliance.bundle.copying import copy, join
 from appliance.bundle.load import load, verify
 from appliance.bundle.reader import BundleReader
+from appliance.bundle.split import split
 from appliance.errors import ApplianceError, DiskFull
 from appliance.progress import Silent
 from appliance.store import space
@@ -237,6 +239,24 @@ def several_disks_are_each_named(scene: Scene) -> None:
     )
 
 
+def copies_joins_and_splits_are_predicted(scene: Scene) -> None:
+    bundle = scene.bundle()
+    size = bundle.stat().st_size
+    disk = scene.disk("disk", on_disk(size, PAGE) - PAGE)
+    parts = scene.folder / "parts"
+    parts.mkdir()
+    made = split(bundle, 4 << 20, parts, scene.supplier.repository, Silent())
+    for work in (
+        lambda: copy(bundle, disk / "b.tar", Silent()),
+        lambda: join(made.paths[0], disk / "b.tar", Silent()),
+        lambda: split(bundle, 4 << 20, disk, scene.supplier.repository, Silent()),
+    ):
+        error = refused(work)
+        assert int(error.values["needed"].split()[0]) >= size
+        left = {path.name: path.stat().st_size for path in disk.iterdir()}
+        assert not any(left.values()), left  # a name to go on from at most, and not a byte
+
+
 SCENES = {
     scene.__name__: scene
     for scene in (
@@ -247,6 +267,7 @@ SCENES = {
         build_filled_by_another_is_undone,
         a_full_cache_is_named,
         several_disks_are_each_named,
+        copies_joins_and_splits_are_predicted,
     )
 }
 

@@ -168,7 +168,7 @@ def main(arguments: list[str]) -> int:
     request = Request(bundle, port=ports[0] if ports else None)
     try:
         with (
-            admit(bundle, home, Fingerprint.parse(arguments[2]), given) as admitted,
+            admit(bundle, home, Fingerprint.parse(arguments[2]), emergency=given) as admitted,
             lock.hold(home, f"install {bundle.name}"),
         ):
             installation = Installation(home, admitted, request, cluster)

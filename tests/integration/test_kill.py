@@ -14,11 +14,15 @@ from kill_lab import (
     Operation,
     assert_nothing_unfinished,
     assert_whole_blobs,
+    assert_whole_or_absent,
+    sha256,
 )
 
 from appliance.bundle.build import build
 from appliance.bundle.cache import BuildCache
+from appliance.bundle.copying import copy, join
 from appliance.bundle.load import load, verify
+from appliance.bundle.split import split
 from appliance.progress import Silent
 from appliance.store.blobs import Store
 from appliance.trust.pin import TrustState
@@ -107,7 +111,57 @@ def loading(desk: Desk) -> Operation:
     )
 
 
-OPERATIONS: tuple[Callable[[Desk], Operation], ...] = (building, loading)
+def carrying(name: str, folder: Path, work: Callable[[], object]) -> Operation:
+    """An operation that fills ``folder`` and always with the same files, by name and content."""
+    right: dict[str, str] = {}
+
+    def reset() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+
+    def settled() -> None:
+        for path in folder.iterdir():
+            if not path.name.startswith("."):
+                assert_whole_or_absent(path, right[path.name])
+
+    def done() -> None:
+        found = {path.name: sha256(path) for path in folder.iterdir()}
+        assert found == (right or found)
+        assert not [name for name in found if name.startswith(".")]
+        right.update(found)
+
+    return Operation(name, reset, work, settled, done)
+
+
+PART = 2 << 20
+
+
+def splitting(desk: Desk) -> Operation:
+    folder = desk.folder / "split"
+    return carrying(
+        "split", folder, lambda: split(desk.out, PART, folder, desk.repository, Silent())
+    )
+
+
+def joining(desk: Desk) -> Operation:
+    parts, folder = desk.folder / "parts", desk.folder / "joined"
+    parts.mkdir()
+    made = split(desk.out, PART, parts, desk.repository, Silent())
+    return carrying("join", folder, lambda: join(made.paths[0], folder / "b.tar", Silent()))
+
+
+def copying(desk: Desk) -> Operation:
+    folder = desk.folder / "copied"
+    return carrying("copy", folder, lambda: copy(desk.out, folder / "b.tar", Silent()))
+
+
+OPERATIONS: tuple[Callable[[Desk], Operation], ...] = (
+    building,
+    loading,
+    splitting,
+    joining,
+    copying,
+)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import rfc8785
+from bundle_samples import artefacts_of
 
 from appliance.bundle.format import (
     END,
@@ -100,7 +101,9 @@ def signed(
     """Whatever it is, signed with the real keys of the bundle ``sample``."""
     members = {"bundle.json": manifest_bytes, "sbom.cdx.json": SBOM, **(others or {})}
     members = {name: members[name] for name in sorted(members, key=front_order)}
-    metadata = metadata_members(repository.sign("sample", members))
+    metadata = metadata_members(
+        repository.sign("sample", members, artefacts=artefacts_of(manifest_bytes))
+    )
     return Parts({**metadata, **members}, dict(blobs if blobs is not None else {HEX: DATA}))
 
 

@@ -164,7 +164,7 @@ def _resigned(supplier: Supplier, statement: bytes) -> Path:
     content = supplier.content()
     others = {PROVENANCE: statement}
     members = signed_members(content.manifest, SBOM, content.signatures, others)
-    metadata = supplier.repository.sign("sample", members)
+    metadata = supplier.repository.sign("sample", members, artefacts=content.manifest.artefacts)
     return supplier.write(
         BundleContent(content.manifest, SBOM, content.signatures, metadata, others)
     )

@@ -83,8 +83,10 @@ class Site:
     def _judge(self) -> None:
         with BundleReader(self.path) as bundle:
             judge(bundle, self.verifier)
+            bundle.check_end()
             for blob in bundle.layout.blobs:
-                bundle.check_frame(blob)
+                bundle.check_header(blob)
+                bundle.check_padding(blob)
 
     def _verify(self) -> None:
         verify(self.path, self.verifier, Silent())
@@ -275,7 +277,8 @@ class _Unjudged:
             bundle.check_size()
             bundle.check_end()
             for blob in bundle.layout.blobs:
-                bundle.check_frame(blob)
+                bundle.check_header(blob)
+                bundle.check_padding(blob)
         return self._site._verify()
 
 
