@@ -90,7 +90,6 @@ def _engine(path: Path) -> Engine:
         # Leave BEGIN to the handler below; sqlite3 would otherwise delay it to the first write.
         connection.isolation_level = None
         connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute("PRAGMA journal_mode = WAL")
         # FULL: a revoked key or a retired adapter must still be so after a power cut.
         connection.execute("PRAGMA synchronous = FULL")
 
@@ -104,10 +103,14 @@ def _engine(path: Path) -> Engine:
 
 def _migrate(engine: Engine, path: Path) -> None:
     """Bring the file to :data:`HEAD`. Two processes at once: the second finds nothing to do."""
-    if _revision(engine) == HEAD:
+    if path.stat().st_size and _revision(engine) == HEAD:
         return  # the usual case, and it does not import Alembic
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        # A file keeps its journal mode. SQLite does not wait for others when it is to change it, so
+        # it is changed here, where nobody else looks at a file that is still empty.
+        with engine.connect() as connection:
+            connection.connection.execute("PRAGMA journal_mode = WAL")
         found = _revision(engine)
         if found != HEAD:
             _upgrade(engine, path, found)

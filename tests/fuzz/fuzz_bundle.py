@@ -88,6 +88,11 @@ class Bench:
 BENCH = Bench(FOLDER)
 
 
+def good_manifest() -> BundleManifest:
+    """That of the good bundle."""
+    return BundleManifest.parse(BENCH.manifest)
+
+
 def whole_file(data: bytes) -> None:
     """A file of any bytes."""
     BENCH.file.write_bytes(data)
@@ -122,7 +127,8 @@ def metadata(data: bytes) -> None:
     """One TUF file of any bytes; the first byte picks it."""
     names = sorted(BENCH.metadata)
     name = names[data[0] % len(names)] if data else names[0]
-    BENCH.verifier.verify("fuzz", {**BENCH.metadata, name: data[1:]}, BENCH.members)
+    files = {**BENCH.metadata, name: data[1:]}
+    BENCH.verifier.verify("fuzz", files, BENCH.members, good_manifest)
     assert data[1:] == BENCH.metadata[name], "other metadata than the signed was taken"
 
 
@@ -138,7 +144,7 @@ def signed_metadata(data: bytes) -> None:
         whole = rfc8785.dumps({"signatures": [signature], "signed": signed})
     except (ValueError, RecursionError, UnserialisableError, rfc8785.CanonicalizationError):
         return  # nothing to sign
-    BENCH.verifier.verify("fuzz", {**BENCH.metadata, name: whole}, BENCH.members)
+    BENCH.verifier.verify("fuzz", {**BENCH.metadata, name: whole}, BENCH.members, good_manifest)
 
 
 def dsse_statement(data: bytes) -> None:

@@ -211,7 +211,7 @@ def test_a_bundle_whose_provenance_was_taken_out_is_refused(desk: Desk) -> None:
     with BundleReader(desk.build().path) as reader:
         members = {n: d for n, d in reader.members.items() if n != PROVENANCE}
         with pytest.raises(BundleTampered, match="not what was signed"):
-            desk.verifier().verify("b", reader.metadata, members)
+            desk.verifier().verify("b", reader.metadata, members, lambda: reader.manifest)
 
 
 # --- bill of materials ----------------------------------------------------------------------------

@@ -324,7 +324,7 @@ def test_a_read_error_in_the_front_names_what_came_before(
     monkeypatch.setattr(FileMedium, "read_into", failing)
     with pytest.raises(MediumFailed) as failure:
         BundleReader(site.path)
-    assert failure.value.values["member"] == "the member after metadata/targets.json"
+    assert failure.value.values["member"] == "the member after metadata/platform.json"
     assert failure.value.values["offset"] == str(bad)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import traceback
 from dataclasses import FrozenInstanceError, replace
 from datetime import UTC, datetime
 from itertools import product
@@ -241,6 +242,8 @@ def test_processes_open_an_empty_registry_and_write_together(home: Home):
                         registry.api_keys.create(f"p{number}-{n}", Role.USER)
                         registry.jobs.update(job.id, error=str(n))
                 os._exit(0)
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(70)
         children.append(child)
