@@ -19,10 +19,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import mmap
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +28,7 @@ from typing import TYPE_CHECKING
 from appliance.bundle import provenance
 from appliance.bundle.age import AgeFailed, Identities
 from appliance.bundle.format import PROVENANCE, Place, upstream_members
+from appliance.bundle.lanes import lanes, run
 from appliance.bundle.opening import PLAIN, Opening
 from appliance.bundle.reader import BundleReader
 from appliance.errors import (
@@ -58,7 +57,6 @@ if TYPE_CHECKING:
     from appliance.progress import Progress, Task
 
 BUFFER = 4 << 20  # bytes a thread reads, hashes and writes at a time
-MAX_THREADS = 16
 RESERVE = 256 << 20  # bytes left free for the release's folders, the registry and logs
 
 
@@ -300,7 +298,7 @@ class _Stream:
         self._open_sink = open_sink
         self._task = task
         self._identities = identities
-        self._stop = threading.Event()
+        self._stopped: Callable[[], bool] = lambda: False
         self._local = threading.local()
 
     def run(self, members: Sequence[Place]) -> None:
@@ -309,42 +307,31 @@ class _Stream:
             for member in sorted(members, key=lambda m: m.header):
                 self._take(member)
             return
-        cores = len(os.sched_getaffinity(0))
-        threads = max(1, min(MAX_THREADS, 2 * cores, len(members)))
-        largest_first = sorted(members, key=lambda m: -m.size)
-        with ThreadPoolExecutor(threads, thread_name_prefix="blob") as pool:
-            jobs = [pool.submit(self._take, member) for member in largest_first]
-            try:
-                wait(jobs, return_when=FIRST_EXCEPTION)
-            finally:
-                self._stop.set()
-        for job in jobs:
-            job.result()
+
+        def take(member: Place, stopped: Callable[[], bool]) -> None:
+            self._stopped = stopped  # the same for every lane of this run
+            self._take(member)
+
+        run(members, take, key=lambda m: m.size, count=max(1, min(lanes(), len(members))))
 
     def _take(self, member: Place) -> None:
-        if self._stop.is_set():
-            return
-        try:
-            self._bundle.check_header(member)
-            with self._open_sink(member) as sink:
-                self._copy(member, sink)
-        except BaseException:
-            self._stop.set()
-            raise
+        self._bundle.check_header(member)
+        with self._open_sink(member) as sink:
+            self._copy(member, sink)
 
     def _copy(self, member: Place, sink: BlobWriter | _HashOnly) -> None:
         try:
             if not self._clone(member, sink):
                 for piece in self._content(member):
                     sink.write(piece)
-            if self._stop.is_set():
+            if self._stopped():
                 return
             self._bundle.check_padding(member)
             sink.commit()
         except BlobMismatch as error:
             raise self._bundle.tampered(member, "its digest is not the signed one") from error
         except AgeFailed as error:
-            if self._stop.is_set():
+            if self._stopped():
                 return  # it was cut short because another failed
             if error.wrong_identity:
                 assert self._identities is not None
@@ -363,7 +350,7 @@ class _Stream:
         buffer = self._buffer()
         self._bundle.expect(member.data, member.size)
         done = 0
-        while done < member.size and not self._stop.is_set():
+        while done < member.size and not self._stopped():
             part = buffer[: min(BUFFER, member.size - done)]
             self._bundle.read_into(part, member.data + done)
             yield part
@@ -376,7 +363,7 @@ class _Stream:
         for piece in pieces:
             digest.update(piece)
             yield piece
-        if self._stop.is_set():
+        if self._stopped():
             return
         if not hmac.compare_digest(digest.hexdigest(), member.hex):
             raise self._bundle.tampered(member, "its digest is not the signed one")
@@ -389,7 +376,7 @@ class _Stream:
 
         def proceed(count: int) -> bool:
             self._task.advance(count)
-            return not self._stop.is_set()
+            return not self._stopped()
 
         return sink.clone_from(source, member.data, proceed)
 
