@@ -112,11 +112,15 @@ def _bootstrap_as_json(written: Written | None) -> dict[str, Any] | None:
 def _bootstrap_as_text(written: Written | None) -> list[str]:
     if written is None:
         return []
+    from appliance.trust.fingerprint import Fingerprint
+
+    words = " ".join(Fingerprint(written.sha256).words)
     return [
         _("{path}   {size}, for a machine without sovctl").format(
             path=written.path, size=amount(written.size, "bytes")
         ),
         _("  sha256sum  {sha256}").format(sha256=written.sha256),
+        _("  in words   {words}").format(words=words),
     ]
 
 

@@ -42,7 +42,9 @@ with atheris.instrument_imports(include=["appliance", "tuf", "securesystemslib"]
         ustar_header,
     )
     from appliance.bundle.load import load, verify
+    from appliance.bundle.opening import Opening
     from appliance.bundle.reader import BundleReader
+    from appliance.bundle.split import split
     from appliance.errors import ApplianceError, InternalError
     from appliance.manifests.bundle import BundleManifest
     from appliance.progress import Silent
@@ -83,6 +85,13 @@ class Bench:
         self.statement = statement.sign(b'{"of":"m"}', statement.IN_TOTO, [targets_key])
         self.file = folder / "input.tar"
         self.store = Store(folder / "store")
+        (folder / "parts").mkdir()
+        whole = folder / "good.tar"
+        whole.write_bytes(self.good)
+        first, *_others = split(whole, 4096 * 6, folder / "parts", repository, Silent()).paths
+        self.part = first.read_bytes()
+        first.unlink()  # so that nothing but the input can be the first part
+        self.opening = Opening(parts=(folder / "parts",))
 
 
 BENCH = Bench(FOLDER)
@@ -153,6 +162,14 @@ def dsse_statement(data: bytes) -> None:
     assert data == BENCH.statement, "another statement than the signed one was taken"
 
 
+def part(data: bytes) -> None:
+    """The first of two parts, of any bytes; the second is good."""
+    BENCH.file.write_bytes(data)
+    verify(BENCH.file, BENCH.verifier, Silent(), BENCH.opening)
+    known = (BENCH.part, BENCH.good)
+    assert data in known, "another part than the signed one was taken"
+
+
 def oms(data: bytes) -> None:
     """A model signature. (Its JSON may be written in more than one way; see ``trust``.)"""
     key = model_signature_key()
@@ -173,6 +190,7 @@ TARGETS: tuple[tuple[Callable[[bytes], None], type[Exception]], ...] = (
     (metadata, ApplianceError),
     (signed_metadata, ApplianceError),
     (dsse_statement, ValueError),
+    (part, ApplianceError),
     (oms, ValueError),
 )
 """Each with the one kind of exception that is a refusal."""
@@ -191,6 +209,7 @@ def seeds() -> list[bytes]:
             for n, (_name, data) in enumerate(files)
         ],
         dsse_statement: [BENCH.statement],
+        part: [BENCH.part],
         oms: [BENCH.signature],
     }
     order = [target for target, _refusal in TARGETS]

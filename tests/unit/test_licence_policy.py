@@ -17,6 +17,7 @@ from appliance.bundle.licence_policy import (
     licensed_in,
     policy_in,
 )
+from appliance.bundle.licences import licence_of_debian
 from appliance.manifests.recipe import LicenceException, LicencePolicy
 
 
@@ -121,3 +122,24 @@ def test_a_bill_that_names_several_licences_means_all_of_them() -> None:
     assert both == ("(MIT) AND (GPL-3.0-only)", "")
     assert terms({"license": {"id": "MIT"}}, {"license": {"name": "ask us"}}) == ("", "MIT, ask us")
     assert terms() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("names", "expression"),
+    [
+        (("GPL-2+",), "GPL-2.0-or-later"),
+        (("LGPL-2.1", "Expat"), "LGPL-2.1-only AND MIT"),
+        (("GPL-1+ or Artistic",), "(GPL-1.0-or-later OR Artistic-1.0-Perl)"),
+        (("Artistic or GPL-1+", "BSD-3-clause"), None),
+        (("public-domain", "AGPL-3"), "LicenseRef-debian-public-domain AND AGPL-3.0-only"),
+    ],
+)
+def test_debians_names_of_licences_become_spdx(
+    names: tuple[str, ...], expression: str | None
+) -> None:
+    licence = licence_of_debian(names)
+    assert licence.expression
+    if expression is not None:
+        assert licence.expression == expression
+    denied = verdict(licence.expression, deny=["AGPL-*"]) == "denied"
+    assert denied == ("AGPL-3" in names)
