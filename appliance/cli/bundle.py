@@ -65,7 +65,11 @@ def inspect(console: Console, *, file: Path, fingerprint: str | None, opening: O
         reader.check_size()
         root = _root_fingerprint(reader)
         value = _as_json(reader.manifest, reader.size, verified, root)
-        console.result(value, _as_text(reader.manifest, reader.size, verified, root))
+        base = reader.delta.base if reader.delta is not None else None
+        value["delta"] = base and {"base": base.digest, "left_out": len(reader.left_out)}
+        value["encrypted"] = reader.encryption is not None
+        text = _as_text(reader.manifest, reader.size, verified, root)
+        console.result(value, "\n".join([text, *_as_copy(reader)]))
 
 
 @bundle.command(help=_("Check every byte of a bundle against the trusted root. Writes nothing."))
@@ -145,6 +149,22 @@ def _as_json(
             "expires": verified.expires.isoformat() if verified else None,
         },
     }
+
+
+def _as_copy(reader: BundleReader) -> list[str]:
+    """What is particular to this copy of the bundle."""
+    lines = []
+    if reader.delta is not None:
+        base = reader.delta.base
+        text = _("A delta: {count} files come from {name} {version}, {digest}.")
+        lines.append(
+            text.format(
+                count=len(reader.left_out), name=base.name, version=base.version, digest=base.digest
+            )
+        )
+    if reader.encryption is not None:
+        lines.append(_("Encrypted, file by file; loading it needs --identity FILE."))
+    return ["", *lines] if lines else []
 
 
 def _as_text(manifest: BundleManifest, size: int, verified: Verified | None, root: str) -> str:

@@ -141,6 +141,9 @@ def test_a_delta_is_planned_and_refused_without_its_base(
     less = supplier.bundle("less", "1.1", payload=100_000, wheels=1)
     _ask(home.root, "bundle", "delta", less, "--base", same, "--out", thin, *keys)
     assert _code(home.root, "plan", thin, *trust) == "base-missing"
+    shown = _ask(home.root, "bundle", "inspect", thin)["delta"]
+    assert shown["base"] == _ask(home.root, "bundle", "inspect", same)["digest"]
+    assert shown["left_out"]
     pinned = TrustState().pinned_to(supplier.repository.fingerprint)
     load(same, Store(home.store), Verifier(pinned), Silent())
     planned = json.loads(_run(home.root, "plan", thin, *trust, "--json").stdout)
