@@ -34,7 +34,6 @@ from appliance.bundle.reader import BundleReader
 from appliance.bundle.writer import BundleContent, Chunks, write_from
 from appliance.errors import (
     BlobMissing,
-    DiskFull,
     EncryptionFailed,
     IdentityNeeded,
     IdentityRefused,
@@ -44,6 +43,7 @@ from appliance.i18n import _
 from appliance.manifests.bundle import BlobRef
 from appliance.manifests.transport import EncryptedBlob, EncryptionStatement
 from appliance.store.blobs import sync_folder
+from appliance.store.space import Files, full_disk, require
 
 if TYPE_CHECKING:
     from appliance.progress import Progress, Task
@@ -70,8 +70,9 @@ def encrypt_readable(
     age.check_recipients(sealer.recipients)
     carried = tuple(content.cargo().blob_of.values())
     needed = sum(blob.size for blob in carried)
-    _require_space(out.parent, needed + max((blob.size for blob in carried), default=0))
+    largest = max((blob.size for blob in carried), default=0)
     with (
+        _room(out, [*(blob.size for blob in carried), largest]),
         _staging(out) as folder,
         progress.task(_("Encrypting"), needed, "bytes") as task,
         ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="age") as pool,
@@ -162,10 +163,12 @@ def encrypt_hidden(path: Path, out: Path, recipients: Sequence[str], progress: P
         if source.segments and source.segments[0].hex is None:
             raise NotEncrypted(bundle=path, state=_("encrypted already"))
         size = source.medium.size
-        _require_space(out.absolute().parent, size + size // 1000)
         check = source.check()
         partial = out.absolute().with_name(f".{out.name}.partial")
-        with progress.task(_("Encrypting"), size, "bytes") as task:
+        with (
+            _room(out, [size + size // 1000]),
+            progress.task(_("Encrypting"), size, "bytes") as task,
+        ):
 
             def plain() -> Iterator[memoryview]:
                 buffer = memoryview(bytearray(CHUNK))
@@ -244,7 +247,8 @@ def decrypt(path: Path, out: Path, progress: Progress, opening: Opening) -> Copi
             raise IdentityNeeded(bundle=path)
         bundle.check_size()
         identities = age.Identities(opening.identity)
-        size = write_from(out, content_of(bundle), _decrypted(bundle, identities), progress)
+        with _room(out, [sum(blob.size for blob in bundle.cargo.blob_of.values())]):
+            size = write_from(out, content_of(bundle), _decrypted(bundle, identities), progress)
         return Copied(out, size, 0, size)
 
 
@@ -274,12 +278,14 @@ def _decrypted(bundle: BundleReader, identities: age.Identities) -> Chunks:
     return read
 
 
-def _require_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise DiskFull(
-            path=folder,
-            needed=f"{needed} bytes",
-            free=f"{free} bytes",
-            reason=_("What is encrypted is written beside its final name, then renamed."),
-        )
+@contextmanager
+def _room(out: Path, sizes: Sequence[int]) -> Iterator[None]:
+    """Raise :class:`DiskFull` if files of ``sizes`` do not fit beside ``out``, or no longer fit."""
+    folder = out.absolute().parent
+    require(
+        [Files(folder, sizes)],
+        _("What is encrypted or decrypted is written beside its final name, then renamed."),
+    )
+    reason = _("The disk filled up meanwhile; what was written is gone.")
+    with full_disk(folder, sum(sizes), reason):
+        yield

@@ -16,13 +16,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyrage
 from bundle_samples import Supplier
 
 from appliance.bundle import load as load_module
 from appliance.bundle.build import build
 from appliance.bundle.cache import BuildCache
 from appliance.bundle.copying import copy, join
+from appliance.bundle.encryption import Sealer, decrypt, encrypt, encrypt_hidden
 from appliance.bundle.load import load, verify
+from appliance.bundle.opening import Opening
 from appliance.bundle.reader import BundleReader
 from appliance.bundle.split import split
 from appliance.errors import ApplianceError, DiskFull
@@ -257,11 +260,43 @@ def copies_joins_and_splits_are_predicted(scene: Scene) -> None:
         assert not any(left.values()), left  # a name to go on from at most, and not a byte
 
 
+def an_encryption_cut_short_is_undone(scene: Scene) -> None:
+    """Readable, hidden and back: predicted, undone where another took the space meanwhile."""
+    bundle = scene.bundle()
+    disk = scene.disk("out", 64 << 20)
+    own = pyrage.x25519.Identity.generate()
+    identity = scene.folder / "identity.txt"
+    identity.write_text(f"{own}\n")
+    recipients = (str(own.to_public()),)
+    sealer = Sealer(recipients, scene.supplier.repository)
+    readable = scene.folder / "readable.tar"
+    encrypt(bundle, readable, sealer, Silent())
+    out = disk / "b"
+    works: tuple[Callable[[], object], ...] = (
+        lambda: encrypt(bundle, out, sealer, Silent()),
+        lambda: encrypt_hidden(bundle, out, recipients, Silent()),
+        lambda: decrypt(readable, out, Silent(), Opening(identity=identity)),
+    )
+    for work in works:
+        for leave in (0, 100_000, 3 << 20):
+            with taken(disk, leave):
+                refused(work)
+            assert list(disk.iterdir()) == []
+        fill(disk / "other", (64 << 20) - (1 << 20))
+        error = refused(work)  # not meanwhile but beforehand
+        assert int(error.values["needed"].split()[0].replace(",", "")) > 8 << 20, error.values
+        (disk / "other").unlink()
+        assert list(disk.iterdir()) == []
+        work()
+        out.unlink()
+
+
 SCENES = {
     scene.__name__: scene
     for scene in (
         load_is_predicted_to_the_byte,
         load_filled_by_another_is_undone,
+        an_encryption_cut_short_is_undone,
         inodes_are_counted,
         build_is_predicted_to_the_byte,
         build_filled_by_another_is_undone,
