@@ -39,6 +39,7 @@ from appliance.errors import (
 )
 from appliance.i18n import _
 from appliance.store.blobs import sync_folder
+from appliance.store.space import Files, require
 
 if TYPE_CHECKING:
     from appliance.progress import Progress, Task
@@ -141,7 +142,8 @@ def _carry(source: Source, target: Path, progress: Progress) -> Copied:
     partial = target.with_name(f".{target.name}.partial")
     _adopt(source, target, partial)
     with _writing(partial, size) as fd, progress.task(_("Copying"), size, "bytes") as task:
-        _require_space(partial.parent, size - os.fstat(fd).st_size)
+        lacking = max(0, size - os.fstat(fd).st_size)
+        require([Files(partial.parent, (lacking,))], _("What is not there yet would not fit."))
         fresh = [(s, digest) for s in source.segments if (digest := _bring(source, fd, s, task))]
         os.ftruncate(fd, size)
         os.fsync(fd)
@@ -248,11 +250,6 @@ def _writing(partial: Path, size: int) -> Iterator[int]:
         raise
     finally:
         os.close(fd)
-
-
-def _require_space(folder: Path, needed: int) -> None:
-    if needed > shutil.disk_usage(folder).free:
-        raise _disk_full(folder, needed, _("What is not there yet would not fit."))
 
 
 def _disk_full(folder: Path, needed: int, reason: str) -> DiskFull:

@@ -33,7 +33,11 @@ SCHEMA_VERSION = 1
 MAX_PATH_BYTES = 1024
 MAX_COMPONENT_BYTES = 255  # NAME_MAX of every Linux file system in use
 
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy")
+PICKLES = (
+    ".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".dill", ".pt2",
+    ".nemo", ".model.tar", ".mar", ".ptl",
+)  # fmt: skip
+"""Ends of names, in lower case, of files that may be pickles: loading one runs what is in it."""
 
 
 def check_path(path: str) -> str:
@@ -161,7 +165,7 @@ class Artefact(_Frozen):
     def _files_are_apart_and_safe(self) -> Artefact:
         check_paths_apart([file.path for file in self.files])
         if self.kind in {"model", "adapter"}:
-            pickles = [f.path for f in self.files if f.path.lower().endswith(_PICKLES)]
+            pickles = [f.path for f in self.files if f.path.lower().endswith(PICKLES)]
             if pickles:
                 raise ValueError(f"{pickles[0]!r} may be a pickle; weights must be safetensors")
         return self

@@ -167,5 +167,6 @@ OPERATIONS: tuple[Callable[[Desk], Operation], ...] = (
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_killed_at_random_points(desk: Desk, operation: Callable[[Desk], Operation]) -> None:
     seed = int(os.environ.get("KILL_SEED", random.SystemRandom().randrange(2**32)))
-    report = Lab(seed).run(operation(desk), -(-KILLS // len(OPERATIONS)))
-    print(report)
+    wanted = -(-KILLS // len(OPERATIONS))
+    report = Lab(seed).run(operation(desk), wanted)  # which asserts what holds after each kill
+    assert report.kills == wanted, report

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from appliance.i18n import _
-from appliance.manifests.bundle import ArtefactKind
+from appliance.manifests.bundle import PICKLES, ArtefactKind
 
 MAX_HEADER = 32 << 20
 """Bytes of JSON; 100,000 tensors take 12 MiB. (The reference reader stops at 100 MB.)"""
@@ -33,10 +33,6 @@ _BITS = {
     "U64": 64, "I64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
 
-_PICKLES = (
-    ".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".dill", ".pt2",
-    ".nemo", ".model.tar", ".mar", ".ptl",
-)  # fmt: skip
 _OTHER_WEIGHTS = (".h5", ".keras", ".msgpack", ".onnx", ".tflite", ".gguf", ".ggml", ".ot", ".pb")
 _CODE = (".py", ".pyc", ".so", ".dll", ".sh", ".ipynb", ".exe")
 
@@ -64,7 +60,7 @@ def refusal_of_name(path: str, kind: ArtefactKind = "model") -> str | None:
     No kind may have pickles; what is loaded as a model may have other things neither.
     """
     lowered = path.lower()
-    if lowered.endswith(_PICKLES) and kind in {"model", "adapter", "dataset"}:
+    if lowered.endswith(PICKLES) and kind in {"model", "adapter", "dataset"}:
         return _("It may be a pickle, and loading a pickle runs the program in it.")
     if kind not in {"model", "adapter"}:
         return None
