@@ -310,7 +310,8 @@ def _plain_size(raw: Medium) -> int:
         raw.read_into(memoryview(more), len(start))
         start += more
     payload = raw.size - end - 1 - _NONCE
-    if payload < _TAG:
-        raise BundleTruncated(bundle=raw.path, expected=end + 1 + _NONCE + _TAG, actual=raw.size)
+    least = end + 1 + _NONCE + _TAG + 1  # no bundle is empty
+    if raw.size < least:
+        raise BundleTruncated(bundle=raw.path, expected=least, actual=raw.size)
     chunks = -(-payload // (_CHUNK + _TAG))
     return payload - chunks * _TAG

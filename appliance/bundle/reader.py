@@ -273,6 +273,7 @@ class BundleReader:
     def _read_front(self) -> dict[str, bytes]:
         """Members up to the first blob or the end mark."""
         if self.size < BLOCK:
+            self.read(0, self.size)  # an encrypted one that was cut off says that instead
             raise NotABundle(bundle=self.path, reason="It is too short to be one.")
         front: dict[str, bytes] = {}
         places = self._front

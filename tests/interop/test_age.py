@@ -206,6 +206,19 @@ def test_a_truncated_hidden_bundle_is_refused(
         verify(path, supplier.verifier(), QUIET, holder.opening)
 
 
+@pytest.mark.parametrize("payload", [0, 15, 16, 17, 48, 500, 528])
+def test_a_hidden_bundle_cut_off_after_its_header_is_refused(
+    payload: int, supplier: Supplier, hidden: Path, holder: Holder, tmp_path: Path
+) -> None:
+    """Where its header ends differs from file to file: age adds a line of random length."""
+    data = hidden.read_bytes()
+    nonce = data.index(b"\n", data.index(b"\n--- ") + 1) + 1
+    path = tmp_path / "short"
+    path.write_bytes(data[: nonce + 16 + payload])
+    with pytest.raises((BundleTruncated, BundleTampered)):
+        verify(path, supplier.verifier(), QUIET, holder.opening)
+
+
 def test_keys_that_are_none_are_refused(bundle: Path, hidden: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipientInvalid):
         age.check_recipients(["age1nonsense"])
