@@ -141,6 +141,20 @@ class DiskFull(ApplianceError):
     fix = N_("Free space there ('sovctl status' lists what the appliance uses), then run it again.")
 
 
+class FileTooLarge(ApplianceError):
+    code = "file-too-large"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("{path} does not take a file of {size}.")
+    why = N_(
+        "Its file system, or a limit of this session ('ulimit -f'), ends files before that: "
+        "FAT does at 4 GiB, however much is free."
+    )
+    fix = N_(
+        "Format the medium as exFAT, ext4 or XFS, or cut the bundle with "
+        "'sovctl bundle split FILE --size 4GB', which every FAT medium takes. Then run it again."
+    )
+
+
 class FileUnreadable(ApplianceError):
     code = "file-unreadable"
     exit_code = ExitCode.USAGE

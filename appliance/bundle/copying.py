@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -32,14 +31,13 @@ from appliance.errors import (
     BundleTampered,
     BundleTruncated,
     CopyDamaged,
-    DiskFull,
     MediumFailed,
     PermissionRefused,
     TargetTaken,
 )
 from appliance.i18n import _
 from appliance.store.blobs import sync_folder
-from appliance.store.space import Files, require
+from appliance.store.space import Files, full_disk, require
 
 if TYPE_CHECKING:
     from appliance.progress import Progress, Task
@@ -240,18 +238,13 @@ def _writing(partial: Path, size: int) -> Iterator[int]:
         raise PermissionRefused(
             path=partial.parent, action=_("written to"), reason=f"{error.strerror}."
         ) from error
+    reason = _("The disk filled up meanwhile; what was copied stays, to go on from.")
     try:
-        yield fd
+        with full_disk(partial.parent, size, reason):
+            yield fd
     except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-            raise _disk_full(partial.parent, size, f"{error.strerror}.") from error
         if error.errno == errno.EIO:
             raise CopyDamaged(path=partial, member=error.strerror) from error
         raise
     finally:
         os.close(fd)
-
-
-def _disk_full(folder: Path, needed: int, reason: str) -> DiskFull:
-    free = shutil.disk_usage(folder).free
-    return DiskFull(path=folder, needed=f"{needed} bytes", free=f"{free} bytes", reason=reason)

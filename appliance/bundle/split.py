@@ -15,7 +15,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +28,6 @@ from appliance.bundle.parts import is_part, part_header, read_part
 from appliance.bundle.reader import BundleReader
 from appliance.errors import (
     BundleTampered,
-    DiskFull,
     FileUnreadable,
     PartRefused,
     PartSizeInvalid,
@@ -40,6 +38,7 @@ from appliance.i18n import _
 from appliance.manifests.bundle import _Frozen
 from appliance.manifests.transport import MAX_PARTS, BundleName, Hex, PartIndex
 from appliance.store.blobs import sync_folder
+from appliance.store.space import Files, full_disk, require
 
 if TYPE_CHECKING:
     from appliance.bundle.segments import Check
@@ -311,9 +310,8 @@ class _Cutter:
         files = (*self._folder.glob(f".{name}.part*"), *self._folder.glob(f"{name}.part*"))
         there = sum(file.stat().st_size for file in files)
         needed = self._blank.size + len(self._blank.parts) * self._blank.header_size - there
-        free = shutil.disk_usage(self._folder).free
-        if needed > free:
-            raise self._disk_full(_("The parts that are not there yet would not fit."), needed)
+        reason = _("The parts that are not there yet would not fit.")
+        require([Files(self._folder, (max(0, needed),))], reason)
 
     def _clear(self) -> None:
         """Leave nothing of parts that must not be made."""
@@ -323,25 +321,19 @@ class _Cutter:
 
     @contextmanager
     def _disk_errors(self) -> Iterator[None]:
+        reason = _("The disk filled up meanwhile; the parts that are whole stay, to go on from.")
         try:
-            yield
+            with full_disk(self._folder, self._blank.size, reason):
+                yield
         except BundleTampered:
             self._clear()
             raise
         except OSError as error:
-            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                raise self._disk_full(f"{error.strerror}.", self._blank.size) from error
             if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
                 raise PermissionRefused(
                     path=self._folder, action=_("written to"), reason=f"{error.strerror}."
                 ) from error
             raise
-
-    def _disk_full(self, reason: str, needed: int) -> DiskFull:
-        free = shutil.disk_usage(self._folder).free
-        return DiskFull(
-            path=self._folder, needed=f"{needed} bytes", free=f"{free} bytes", reason=reason
-        )
 
 
 def _escaped(name: str) -> str:

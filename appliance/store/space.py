@@ -5,7 +5,8 @@
 A file takes whole blocks of its file system and one inode, and folders that have to be made take
 the same; what several writers put on one file system is summed. :func:`predict` decides and is
 pure, :func:`look` reads the machine. What changes after the look is met by :func:`full_disk`: the
-same :class:`~appliance.errors.DiskFull`, from whatever said that nothing more fits.
+same :class:`~appliance.errors.DiskFull`, from whatever said that nothing more fits, or
+:class:`~appliance.errors.FileTooLarge`, where there is room and the file is too large all the same.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from appliance.errors import DiskFull
+from appliance.errors import DiskFull, FileTooLarge
 from appliance.i18n import _
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -141,13 +142,17 @@ def require(wanted: Sequence[Files], reason: str) -> tuple[Room, ...]:
 
 @contextmanager
 def full_disk(folder: Path, needed: int | None, reason: str) -> Iterator[None]:
-    """Turn "no space left" (of the kernel or of SQLite) into :class:`DiskFull`.
+    """Turn "no space left" (of the kernel or of SQLite) into :class:`DiskFull`, and "file too
+    large" into :class:`FileTooLarge`.
 
     ``needed`` is the bytes that were being written below ``folder``, None where nobody knows.
     """
     try:
         yield
     except (OSError, sqlite3.OperationalError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EFBIG:
+            size = _("this size") if needed is None else _count(needed)
+            raise FileTooLarge(path=folder, size=size) from error
         if not is_full(error):
             raise
         system = look(folder)

@@ -29,9 +29,11 @@ def supplier(tmp_path: Path) -> Supplier:
     return Supplier.at(tmp_path / "supplier")
 
 
-def _run(home: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+def _run(
+    home: Path, *arguments: object, within: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "appliance.cli.main", *map(str, arguments)],
+        [*within, sys.executable, "-m", "appliance.cli.main", *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
@@ -46,8 +48,8 @@ def _ask(home: Path, *arguments: object) -> Any:
     return json.loads(done.stdout)
 
 
-def _code(home: Path, *arguments: object) -> str:
-    refused = _run(home, *arguments, "--json")
+def _code(home: Path, *arguments: object, within: tuple[str, ...] = ()) -> str:
+    refused = _run(home, *arguments, "--json", within=within)
     assert refused.returncode != 0
     code = json.loads(refused.stderr)["error"]["code"]
     assert isinstance(code, str)
@@ -180,3 +182,20 @@ def test_a_copy_goes_on_and_refusals_have_codes(supplier: Supplier, tmp_path: Pa
         "not-installed"
     )
     assert Releases(Home(tmp_path)).list() == ()
+
+
+def test_a_medium_that_ends_files_early_is_not_called_full(
+    supplier: Supplier, tmp_path: Path
+) -> None:
+    """FAT answers EFBIG at 4 GiB, with any amount free; the kernel does so here at a limit."""
+    bundle = supplier.bundle("b", payload=1_000_000)
+    stick, limited = tmp_path / "stick", ("prlimit", "--fsize=300000")
+    stick.mkdir()
+    keys = ("--keys", supplier.folder / "keys")
+    split = ("bundle", "split", bundle, "--out", stick, *keys, "--size")
+    copy = ("bundle", "copy", bundle, stick / "b.tar")
+    assert _code(tmp_path, *split, "900kB", within=limited) == "file-too-large"
+    assert _code(tmp_path, *copy, within=limited) == "file-too-large"
+    assert not (stick / "b.tar").exists()
+    _ask(tmp_path, *copy)
+    assert (stick / "b.tar").read_bytes() == bundle.read_bytes()

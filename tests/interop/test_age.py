@@ -27,6 +27,7 @@ from appliance.errors import (
     IdentityNeeded,
     IdentityRefused,
     IdentityUnusable,
+    NotABundle,
     NotEncrypted,
     RecipientInvalid,
 )
@@ -217,6 +218,14 @@ def test_a_hidden_bundle_cut_off_after_its_header_is_refused(
     path.write_bytes(data[: nonce + 16 + payload])
     with pytest.raises((BundleTruncated, BundleTampered)):
         verify(path, supplier.verifier(), QUIET, holder.opening)
+
+
+def test_a_short_message_to_us_is_whole_and_no_bundle(holder: Holder, tmp_path: Path) -> None:
+    path = tmp_path / "message.age"
+    command = ["age", "-r", holder.recipient, "-o", path]
+    subprocess.run(command, input=b"The disk follows by courier.", check=True)
+    with pytest.raises(NotABundle):
+        BundleReader(path, holder.opening)
 
 
 def test_keys_that_are_none_are_refused(bundle: Path, hidden: Path, tmp_path: Path) -> None:

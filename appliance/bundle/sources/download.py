@@ -17,17 +17,15 @@ proxies that the environment names are used.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
 import os
 import re
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
@@ -36,8 +34,9 @@ import httpx
 
 from appliance import __version__
 from appliance.bundle.cache import BuildCache, Digested
-from appliance.errors import DiskFull, DownloadMismatch, SourceRefused, SourceUnreachable
+from appliance.errors import DownloadMismatch, SourceRefused, SourceUnreachable
 from appliance.i18n import _
+from appliance.store.space import Files, full_disk, require
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -251,7 +250,8 @@ class Web:
                 partial.discard()
                 reason = _("It has {got} bytes instead of {size}.")
                 raise _mismatch(wanted, reason.format(got=end, size=wanted.size))
-            _check_space(self._cache.partial, announced or 0)
+            reason = _("What is fetched is kept there; SOVCTL_CACHE names another folder.")
+            require([Files(self._cache.partial, (announced or 0,), reserve=_SPARE)], reason)
             partial.pieces += 1
             most = wanted.size if wanted.size is not None else end
             for chunk in response.iter_raw():
@@ -383,12 +383,8 @@ class _Partial:
 
     def append(self, chunk: bytes) -> None:
         """Write and digest the next bytes. Raises :class:`DiskFull`."""
-        try:
+        with self._full_disk():
             self._file.write(chunk)
-        except OSError as error:
-            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                self._no_room(error)
-            raise
         self._count(chunk)
 
     def restart(self) -> None:
@@ -404,25 +400,16 @@ class _Partial:
 
     def keep(self, cache: BuildCache) -> Digested:
         """Put the whole file on disk and into the cache."""
-        try:
+        with self._full_disk():
             self._file.flush()
             os.fsync(self._file.fileno())
-        except OSError as error:
-            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                self._no_room(error)
-            raise
         self._path.chmod(0o644)
         hex_digest = self._sha256.hexdigest()
         return Digested(cache.add_file(self._path, hex_digest), hex_digest, self.size)
 
-    def _no_room(self, error: OSError) -> None:
-        free = shutil.disk_usage(self._path.parent).free
-        raise DiskFull(
-            path=self._path.parent,
-            needed=_("more"),
-            free=_("{n} bytes").format(n=free),
-            reason=_("The disk filled up while {file} was fetched.").format(file=self._wanted.name),
-        ) from error
+    def _full_disk(self) -> AbstractContextManager[None]:
+        reason = _("The disk filled up while {file} was fetched.").format(file=self._wanted.name)
+        return full_disk(self._path.parent, None, reason)
 
 
 def _check_address(address: httpx.URL, url: str, name: str) -> None:
@@ -430,17 +417,6 @@ def _check_address(address: httpx.URL, url: str, name: str) -> None:
     if not (address.scheme == "https" or plain) or not address.host or address.userinfo:
         reason = _("It leads to {scheme}://{host}, and only https without a password is taken.")
         raise _refused(url, name, reason.format(scheme=address.scheme, host=address.host))
-
-
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed + _SPARE:
-        raise DiskFull(
-            path=folder,
-            needed=_("{n} bytes").format(n=needed + _SPARE),
-            free=_("{n} bytes").format(n=free),
-            reason=_("What is fetched is kept there; SOVCTL_CACHE names another folder."),
-        )
 
 
 def _start(response: httpx.Response) -> int | None:
