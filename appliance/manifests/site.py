@@ -5,8 +5,12 @@
 
 A **trust domain** is one Ray cluster with its own certificate authority and token. Ray does not
 isolate jobs from each other, so tuning on private data and serving to users are separate domains on
-a real site (ANSSI, guide on generative AI, R12 and R21). A host belongs to one domain, except a
+a real site (ANSSI, guide on generative AI, R12 and R21); a small site may have one ``shared``
+domain, which :mod:`appliance.manifests.site_advice` notes. A host belongs to one domain, except a
 ``gateway`` host, which stands in front of all. A domain has exactly one ``ray_head``.
+
+The rules here are what a site must keep to be installed at all. What is allowed and yet unwise is
+advice, not an error.
 
 Addresses are literal: names would need a resolver, and a sealed site has none that is trusted.
 """
@@ -25,6 +29,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,62}$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 UserName = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")]
 AbsolutePath = Annotated[str, Field(pattern=r"^/[^\x00-\x1f]*$", max_length=255)]
+HostKeyFingerprint = Annotated[str, Field(pattern=r"^SHA256:[A-Za-z0-9+/]{43}$")]
 
 
 def _literal_address(value: object) -> object:
@@ -56,13 +61,25 @@ class Purpose(StrEnum):
 
     SERVING = "serving"
     TUNING = "tuning"
+    SHARED = "shared"
+
+    @property
+    def serves(self) -> bool:
+        """Whether models answer callers there."""
+        return self is not Purpose.TUNING
+
+    @property
+    def tunes(self) -> bool:
+        """Whether models learn from private data there."""
+        return self is not Purpose.SERVING
 
 
 class NetworkKind(StrEnum):
-    """``cluster`` carries Ray, ``management`` carries SSH, ``access`` carries callers."""
+    """``cluster`` carries Ray, ``management`` SSH, ``storage`` files, ``access`` callers."""
 
     CLUSTER = "cluster"
     MANAGEMENT = "management"
+    STORAGE = "storage"
     ACCESS = "access"
 
 
@@ -83,20 +100,40 @@ class Interface(_Part):
 
 
 class Ssh(_Part):
-    """How a host is reached while it is configured. Keys are the operator's agent's, never here."""
+    """How a host is reached while it is configured.
+
+    ``key`` is a private key's file on the controller; without one the operator's agent is asked.
+    ``host_keys`` are SHA-256 fingerprints as ``ssh-keygen -l`` prints them; a host whose key is
+    neither among them nor in the site's ``known_hosts`` is not talked to. A user other than root
+    becomes root by ``sudo -n``.
+    """
 
     user: UserName = "root"
     port: Port = 22
+    key: AbsolutePath | None = None
+    host_keys: tuple[HostKeyFingerprint, ...] = ()
+
+
+class Gpus(_Part):
+    """The accelerators a host must have; ``count`` 0 skips the driver role.
+
+    ``model`` is part of the name that the driver reports (``L40S``); ``minimum_driver`` is a
+    version such as ``570.86``. Both are checked before anything is installed.
+    """
+
+    count: Annotated[int, Field(ge=0, le=16)] = 0
+    model: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    minimum_driver: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+){0,3}$")] | None = None
 
 
 class Host(_Part):
-    """One machine. ``gpus`` is how many it has; 0 skips the driver role."""
+    """One machine."""
 
     name: Name
     roles: Annotated[frozenset[Role], Field(min_length=1)]
     domain: Name | None = None
     interfaces: Annotated[tuple[Interface, ...], Field(min_length=1)]
-    gpus: Annotated[int, Field(ge=0, le=16)] = 0
+    gpus: Gpus = Gpus()
     ssh: Ssh = Ssh()
 
     def address_in(self, network: str) -> IPv4Address | IPv6Address | None:
@@ -111,12 +148,27 @@ class TrustDomain(_Part):
     purpose: Purpose
 
 
+class HospitalCertificate(_Part):
+    """A certificate that the site's own authority issued: PEM files on the controller.
+
+    ``chain`` is the leaf first, then what leads to (and includes) the root that callers trust.
+    """
+
+    chain: AbsolutePath
+    key: AbsolutePath
+
+
 class GatewayPolicy(_Part):
-    """Where callers come in. ``networks`` are those it listens on."""
+    """Where callers come in. ``networks`` are those it listens on.
+
+    Without ``certificate`` the site's own authority, made at install, issues one for ``names`` and
+    every address it listens on.
+    """
 
     port: Port = 8443
     networks: Annotated[tuple[Name, ...], Field(min_length=1)]
     names: tuple[Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")], ...] = ()
+    certificate: HospitalCertificate | None = None
 
 
 class Flow(_Part):
@@ -136,11 +188,42 @@ class Flow(_Part):
         return self
 
 
+class DefaultRoute(_Part):
+    """Leave the default route that a host has; without this it is taken away."""
+
+    reason: Annotated[str, Field(min_length=10, max_length=500)]
+
+
 class EgressPolicy(_Part):
     """What may leave a host besides what the site itself needs: nothing, unless named here."""
 
     default: Literal["reject"] = "reject"
     allow: tuple[Flow, ...] = ()
+    default_route: DefaultRoute | None = None
+
+
+class LocalStorage(_Part):
+    """Data sets, tuning runs and adapters on the one host's own disk."""
+
+    kind: Literal["local"] = "local"
+
+
+class NfsStorage(_Part):
+    """The same on an NFS export (version 4.1 or newer) that every host mounts."""
+
+    kind: Literal["nfs"]
+    server: Address
+    export: AbsolutePath
+
+
+class MountedStorage(_Part):
+    """The same on a file system that the site's operators mount at ``path`` on every host."""
+
+    kind: Literal["mounted"]
+    path: AbsolutePath
+
+
+Storage = Annotated[LocalStorage | NfsStorage | MountedStorage, Field(discriminator="kind")]
 
 
 class Site(_Part):
@@ -154,7 +237,9 @@ class Site(_Part):
     hosts: Annotated[tuple[Host, ...], Field(min_length=1)]
     gateway: GatewayPolicy
     egress: EgressPolicy = EgressPolicy()
+    storage: Storage = LocalStorage()
     time_servers: tuple[Address, ...] = ()
+    name_servers: tuple[Address, ...] = ()
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Site:
@@ -215,9 +300,67 @@ class Site(_Part):
             heads = [h for h in self.hosts if h.domain == domain and Role.RAY_HEAD in h.roles]
             if len(heads) != 1:
                 raise ValueError(f"trust domain {domain} needs one ray_head and has {len(heads)}")
-        if not any(Role.GATEWAY in host.roles for host in self.hosts):
-            raise ValueError("no host has the role gateway")
+        gateways = [host for host in self.hosts if Role.GATEWAY in host.roles]
+        if len(gateways) != 1:
+            raise ValueError(f"one host has the role gateway, not {len(gateways)}")
+        for name in self.gateway.networks:
+            if gateways[0].address_in(name) is None:
+                raise ValueError(f"gateway: host {gateways[0].name} is not in network {name}")
         return self
+
+    @model_validator(mode="after")
+    def _purposes_fit(self) -> Site:
+        for what, does in (("serves", "serves models"), ("tunes", "tunes them")):
+            able = [domain.name for domain in self.trust_domains if getattr(domain.purpose, what)]
+            if len(able) > 1:
+                raise ValueError(f"trust domains {' and '.join(able)}: only one {does}")
+        if not any(domain.purpose.serves for domain in self.trust_domains):
+            raise ValueError("no trust domain serves models")
+        return self
+
+    @model_validator(mode="after")
+    def _storage_fits(self) -> Site:
+        spread = [h for h in self.hosts if h.roles & {Role.RAY_HEAD, Role.RAY_WORKER, Role.GATEWAY}]
+        if isinstance(self.storage, LocalStorage) and len(spread) > 1:
+            raise ValueError(
+                f"{len(spread)} hosts share data sets, checkpoints and adapters: "
+                "storage must be nfs or mounted"
+            )
+        return self
+
+    @property
+    def gateway_host(self) -> Host:
+        """The one host that callers talk to."""
+        return next(host for host in self.hosts if Role.GATEWAY in host.roles)
+
+    @property
+    def serving_domain(self) -> TrustDomain:
+        """Where models answer."""
+        return next(domain for domain in self.trust_domains if domain.purpose.serves)
+
+    @property
+    def tuning_domain(self) -> TrustDomain | None:
+        """Where models learn; None on a site that only serves."""
+        return next((domain for domain in self.trust_domains if domain.purpose.tunes), None)
+
+    def host(self, name: str) -> Host:
+        """The host of that name. Raises ``KeyError``."""
+        found = next((host for host in self.hosts if host.name == name), None)
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def address(self, host: Host, kind: NetworkKind) -> IPv4Address | IPv6Address | None:
+        """A host's address in the first network of that kind that it is in."""
+        for network in self.networks:
+            address = host.address_in(network.name)
+            if network.kind is kind and address is not None:
+                return address
+        return None
+
+    def management_address(self, host: Host) -> IPv4Address | IPv6Address:
+        """Where the controller reaches it: its management address, else the first it names."""
+        return self.address(host, NetworkKind.MANAGEMENT) or host.interfaces[0].address
 
     def domain_hosts(self, domain: str) -> tuple[Host, ...]:
         """The hosts of a trust domain, the head first, then by name."""

@@ -43,7 +43,7 @@ def _variables(site: Site, host: Host) -> dict[str, Any]:
         "ansible_port": host.ssh.port,
         "cluster_address": _cluster_address(site, host),
         "addresses": {i.network: str(i.address) for i in host.interfaces},
-        "gpus": host.gpus,
+        "gpus": host.gpus.count,
     }
 
 

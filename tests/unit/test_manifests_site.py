@@ -35,6 +35,7 @@ def two_domains() -> dict[str, Any]:
             _host("c", ["ray_worker"], "tune", 3),
         ],
         "gateway": {"networks": ["admin"]},
+        "storage": {"kind": "mounted", "path": "/srv/shared"},
     }
 
 
@@ -73,7 +74,7 @@ def test_the_inventory_groups_by_role_and_domain_and_reaches_hosts_over_manageme
         (("hosts", 1, "domain"), "other", "not defined"),
         (("hosts", 1, "domain"), None, "belongs to no trust domain"),
         (("hosts", 1, "roles"), ["ray_worker"], "needs one ray_head and has 0"),
-        (("hosts", 0, "roles"), ["ray_head"], "no host has the role gateway"),
+        (("hosts", 0, "roles"), ["ray_head"], "one host has the role gateway, not 0"),
         (("networks", 1, "cidr"), "10.1.0.128/25", "overlap"),
         (("gateway", "networks"), ["lan"], "not defined"),
         (("egress",), {"default": "accept"}, "reject"),
