@@ -650,6 +650,14 @@ class ReleaseForeign(ApplianceError):
     fix = N_("Run 'sovctl install BUNDLE' again; if you did not change it, report this.")
 
 
+class NodeFileInvalid(ApplianceError):
+    code = "node-file-invalid"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("This host does not know its place in the site: {path} cannot be used.")
+    why = N_("{reason}")
+    fix = N_("Run 'sovctl install BUNDLE --site SITE' again on the controller, which writes it.")
+
+
 class SealUnknown(ApplianceError):
     code = "seal-unknown"
     exit_code = ExitCode.NOT_FOUND
