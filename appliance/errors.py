@@ -658,6 +658,14 @@ class NodeFileInvalid(ApplianceError):
     fix = N_("Run 'sovctl install BUNDLE --site SITE' again on the controller, which writes it.")
 
 
+class RayUnguarded(ApplianceError):
+    code = "ray-unguarded"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("Ray was not started on this host.")
+    why = N_("{reason}")
+    fix = N_("Run 'sovctl install BUNDLE --site SITE' again on the controller.")
+
+
 class SealUnknown(ApplianceError):
     code = "seal-unknown"
     exit_code = ExitCode.NOT_FOUND
