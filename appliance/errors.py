@@ -666,6 +666,14 @@ class RayUnguarded(ApplianceError):
     fix = N_("Run 'sovctl install BUNDLE --site SITE' again on the controller.")
 
 
+class GatewayCertificateUnfit(ApplianceError):
+    code = "gateway-certificate-unfit"
+    exit_code = ExitCode.USAGE
+    what = N_("The certificate in {chain} cannot be the gateway's.")
+    why = N_("{reason}.")
+    fix = N_("Put the leaf, then each issuer up to the root, into the file; correct 'gateway'.")
+
+
 class SealUnknown(ApplianceError):
     code = "seal-unknown"
     exit_code = ExitCode.NOT_FOUND
