@@ -31,7 +31,7 @@ from appliance.egress import names, ruleset
 from appliance.errors import GatewayCertificateUnfit
 from appliance.install import site_nodes
 from appliance.layout import SitePlace
-from appliance.manifests.site import Host, HospitalCertificate, Role, Site
+from appliance.manifests.site import HospitalCertificate, Host, Role, Site
 from appliance.trust.server_chain import ChainUnfit, ServerChain, check_chain
 from appliance.trust.site_ca import CLIENT, SERVER, Leaf, Pair
 
