@@ -97,8 +97,8 @@ def management_networks(site: Site) -> tuple[Network, ...]:
 
 
 def time_source(site: Site) -> Host:
-    """The host whose clock the others follow: the head of the domain that serves."""
-    return site.head(site.serving_domain.name)
+    """The host whose clock the others follow: the first head."""
+    return site.head(site.trust_domains[0].name)
 
 
 def _exchanges(site: Site) -> Iterator[_Exchange]:
