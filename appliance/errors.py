@@ -650,6 +650,30 @@ class ReleaseForeign(ApplianceError):
     fix = N_("Run 'sovctl install BUNDLE' again; if you did not change it, report this.")
 
 
+class NodeFileInvalid(ApplianceError):
+    code = "node-file-invalid"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("This host does not know its place in the site: {path} cannot be used.")
+    why = N_("{reason}")
+    fix = N_("Run 'sovctl install BUNDLE --site SITE' again on the controller, which writes it.")
+
+
+class RayUnguarded(ApplianceError):
+    code = "ray-unguarded"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("Ray was not started on this host.")
+    why = N_("{reason}")
+    fix = N_("Run 'sovctl install BUNDLE --site SITE' again on the controller.")
+
+
+class GatewayCertificateUnfit(ApplianceError):
+    code = "gateway-certificate-unfit"
+    exit_code = ExitCode.USAGE
+    what = N_("The certificate in {chain} cannot be the gateway's.")
+    why = N_("{reason}.")
+    fix = N_("Put the leaf, then each issuer up to the root, into the file; correct 'gateway'.")
+
+
 class SealUnknown(ApplianceError):
     code = "seal-unknown"
     exit_code = ExitCode.NOT_FOUND
