@@ -882,6 +882,30 @@ class ReleaseDiffers(ApplianceError):
     fix = N_("Look at it on the host ('ls {folder}'), move it away, then run this again.")
 
 
+class AnsibleMissing(ApplianceError):
+    code = "ansible-missing"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("Ansible is not installed beside sovctl.")
+    why = N_("Hosts of a site are configured with ansible-core, through ansible-runner.")
+    fix = N_("Install sovctl with it: 'pip install sovereign-appliance[site]'.")
+
+
+class SiteTaskFailed(ApplianceError):
+    code = "site-task-failed"
+    exit_code = ExitCode.FAILED
+    what = N_("On host {host}, '{task}' failed.")
+    why = N_("{message}")
+    fix = N_("{remedy}")
+
+
+class PlaybookFailed(ApplianceError):
+    code = "playbook-failed"
+    exit_code = ExitCode.FAILED
+    what = N_("Ansible ended with status {status} before it reached a host.")
+    why = N_("What it said is in {log}.")
+    fix = N_("Read its last lines ('tail {log}'), then run the same command again.")
+
+
 class SeveralHostsFailed(ApplianceError):
     code = "several-hosts-failed"
     exit_code = ExitCode.FAILED
