@@ -650,6 +650,14 @@ class ReleaseForeign(ApplianceError):
     fix = N_("Run 'sovctl install BUNDLE' again; if you did not change it, report this.")
 
 
+class NodeFileInvalid(ApplianceError):
+    code = "node-file-invalid"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("This host does not know its place in the site: {path} cannot be used.")
+    why = N_("{reason}")
+    fix = N_("Run 'sovctl install BUNDLE --site SITE' again on the controller, which writes it.")
+
+
 class SealUnknown(ApplianceError):
     code = "seal-unknown"
     exit_code = ExitCode.NOT_FOUND
@@ -755,6 +763,75 @@ class NoSuchLog(ApplianceError):
     what = N_("There is no log of '{component}'.")
     why = N_("Logs here: {known}.")
     fix = N_("Run 'sovctl logs --component NAME' with one of these.")
+
+
+# --- sites: hosts over SSH ----------------------------------------------------------------------
+
+
+class HostUnreachable(ApplianceError):
+    code = "host-unreachable"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("Host {host} does not answer at {address} port {port}.")
+    why = N_("{reason}")
+    fix = N_("Try 'ssh -p {port} {user}@{address}'; correct the address in the site file if wrong.")
+
+
+class HostKeyUnknown(ApplianceError):
+    code = "host-key-unknown"
+    exit_code = ExitCode.REFUSED
+    what = N_("Nobody has said which host key {host} ({address}) has.")
+    why = N_("It offers {offered}. A key is never accepted blindly: it could be another machine's.")
+    fix = N_(
+        "Compare with 'ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub' on the host's console, "
+        "then 'sovctl site host-keys SITE_FILE --accept {host}=SHA256:…', or write it into the "
+        "site file under ssh: host_keys."
+    )
+
+
+class HostKeyChanged(ApplianceError):
+    code = "host-key-changed"
+    exit_code = ExitCode.REFUSED
+    what = N_("Host {host} ({address}) is not the machine it was: its host key differs.")
+    why = N_("Expected {expected}; it offers {offered}. Somebody may stand in between.")
+    fix = N_(
+        "If the host was installed anew, compare the key on its console, then write it into the "
+        "site file, or run 'sovctl site host-keys SITE_FILE --accept {host}=SHA256:…'."
+    )
+
+
+class LoginRefused(ApplianceError):
+    code = "login-refused"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("Host {host} does not let {user} in with {key}.")
+    why = N_("{reason}")
+    fix = N_("Add it with 'ssh-copy-id -p {port} {user}@{address}', or correct ssh: in the site.")
+
+
+class SudoRefused(ApplianceError):
+    code = "sudo-refused"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("On host {host}, {user} may not become root without a password.")
+    why = N_("{reason}")
+    fix = N_(
+        "On the host, as root: echo '{user} ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/{user}"
+        " && chmod 440 /etc/sudoers.d/{user}"
+    )
+
+
+class ConnectionLost(ApplianceError):
+    code = "connection-lost"
+    exit_code = ExitCode.FAILED
+    what = N_("The connection to host {host} ({address}) broke off.")
+    why = N_("{reason}")
+    fix = N_("See that the host is up and its network works, then run the same command again.")
+
+
+class HostCommandFailed(ApplianceError):
+    code = "host-command-failed"
+    exit_code = ExitCode.FAILED
+    what = N_("'{command}' failed on host {host}.")
+    why = N_("{reason}")
+    fix = N_("Look at it with 'ssh -p {port} {user}@{address}', then run the same command again.")
 
 
 # --- ledger -------------------------------------------------------------------------------------
