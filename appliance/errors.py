@@ -658,6 +658,22 @@ class NodeFileInvalid(ApplianceError):
     fix = N_("Run 'sovctl install BUNDLE --site SITE' again on the controller, which writes it.")
 
 
+class RayUnguarded(ApplianceError):
+    code = "ray-unguarded"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("Ray was not started on this host.")
+    why = N_("{reason}")
+    fix = N_("Run 'sovctl install BUNDLE --site SITE' again on the controller.")
+
+
+class GatewayCertificateUnfit(ApplianceError):
+    code = "gateway-certificate-unfit"
+    exit_code = ExitCode.USAGE
+    what = N_("The certificate in {chain} cannot be the gateway's.")
+    why = N_("{reason}.")
+    fix = N_("Put the leaf, then each issuer up to the root, into the file; correct 'gateway'.")
+
+
 class SealUnknown(ApplianceError):
     code = "seal-unknown"
     exit_code = ExitCode.NOT_FOUND
@@ -832,6 +848,46 @@ class HostCommandFailed(ApplianceError):
     what = N_("'{command}' failed on host {host}.")
     why = N_("{reason}")
     fix = N_("Look at it with 'ssh -p {port} {user}@{address}', then run the same command again.")
+
+
+class HostBusy(ApplianceError):
+    code = "host-busy"
+    exit_code = ExitCode.BUSY
+    what = N_("Host {host} is being changed by {operator}, since {since}.")
+    why = N_("Only one operator at a time may change a host; that one works from another place.")
+    fix = N_("Wait for it to end. If it was killed: 'sovctl site break-lock SITE_FILE {host}'.")
+
+
+class HostLockLost(ApplianceError):
+    code = "host-lock-lost"
+    exit_code = ExitCode.BUSY
+    what = N_("The lock on host {host} is not held by this command any more.")
+    why = N_("Somebody broke it with 'sovctl site break-lock', or removed it.")
+    fix = N_("Agree on who goes on; that one runs the same command again.")
+
+
+class DeliveryDamaged(ApplianceError):
+    code = "delivery-damaged"
+    exit_code = ExitCode.FAILED
+    what = N_("{blob} did not arrive on host {host} as it was sent; nothing of it was kept.")
+    why = N_("Its digest differs: this machine's store is damaged, or the host's memory or disk.")
+    fix = N_("Run 'sovctl doctor' here, look at the host's kernel log, then run this again.")
+
+
+class ReleaseDiffers(ApplianceError):
+    code = "release-differs"
+    exit_code = ExitCode.REFUSED
+    what = N_("Host {host} has another release under the name {release}.")
+    why = N_("What is there was not made from this bundle, or it was altered.")
+    fix = N_("Look at it on the host ('ls {folder}'), move it away, then run this again.")
+
+
+class SeveralHostsFailed(ApplianceError):
+    code = "several-hosts-failed"
+    exit_code = ExitCode.FAILED
+    what = N_("{count} hosts failed: {hosts}.")
+    why = N_("{reasons}")
+    fix = N_("{remedies}")
 
 
 # --- ledger -------------------------------------------------------------------------------------

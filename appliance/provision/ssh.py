@@ -78,6 +78,44 @@ class Completed:
 Stdin = bytes | Path | Iterable[bytes]
 
 
+class Control:
+    """What commands to a site's hosts share: the folder of the connections' sockets, and a list of
+    the local processes that are alive, so that all of them can be ended at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._alive: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+        self._over = False
+
+    def start(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Start a local process with pipes to all three streams.
+
+        In a process group of its own: ^C on the controller's terminal is ours to handle.
+        """
+        pipe = subprocess.PIPE
+        with self._lock:
+            if self._over:
+                raise RuntimeError("the connections were closed")
+            process = subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, stderr=pipe, process_group=0
+            )
+            self._alive = {each for each in self._alive if each.poll() is None} | {process}
+        return process
+
+    def end(self) -> None:
+        """End every process that is alive, and every shared connection."""
+        with self._lock:
+            self._over = True
+            for process in self._alive:
+                if process.poll() is None:
+                    process.kill()
+        for socket in self.folder.iterdir():
+            # Which host it was no longer matters: ssh wants some name, and uses the socket.
+            stop = ["ssh", "-F", "none", "-o", f"ControlPath={socket}", "-O", "exit", "--", "x"]
+            subprocess.run(stop, check=False, capture_output=True, timeout=CONNECT_S)
+
+
 @dataclass(frozen=True, slots=True)
 class Remote:
     """One host and how it is reached. ``key`` None: the operator's agent is asked."""
@@ -88,7 +126,7 @@ class Remote:
     port: int
     key: Path | None
     known_hosts: Path
-    control: Path
+    control: Control
 
     def options(self) -> tuple[str, ...]:
         """The options that make ``ssh`` reach it (Ansible gets the same)."""
@@ -103,7 +141,7 @@ class Remote:
             "ServerAliveInterval": str(_ALIVE_S),
             "ServerAliveCountMax": str(_ALIVE_COUNT),
             "ControlMaster": "auto",
-            "ControlPath": f"{self.control}/%C",
+            "ControlPath": f"{self.control.folder}/%C",
             "ControlPersist": f"{_PERSIST_S}s",
             "ClearAllForwardings": "yes",
             "ForwardAgent": "no",
@@ -122,14 +160,8 @@ class Remote:
         return ["ssh", *self.options(), "-T", *target, asked]
 
     def start(self, argv: Sequence[str], *, sudo: bool = False) -> subprocess.Popen[bytes]:
-        """Begin ``argv`` there with pipes to all three streams; see :meth:`judge`.
-
-        A process group of its own: ^C on the controller's terminal is ours to handle.
-        """
-        pipe = subprocess.PIPE
-        return subprocess.Popen(
-            self.command(argv, sudo=sudo), stdin=pipe, stdout=pipe, stderr=pipe, process_group=0
-        )
+        """Begin ``argv`` there with pipes to all three streams; see :meth:`judge`."""
+        return self.control.start(self.command(argv, sudo=sudo))
 
     def run(
         self,
@@ -270,7 +302,7 @@ def _feed(pipe: IO[bytes], stdin: Path | Iterable[bytes], failures: list[BaseExc
         failures.append(error)
 
 
-def remote_of(site: Site, host: Host, place: SitePlace, control: Path) -> Remote:
+def remote_of(site: Site, host: Host, place: SitePlace, control: Control) -> Remote:
     """How the controller reaches ``host``. Pure."""
     return Remote(
         name=host.name,
@@ -288,13 +320,9 @@ def connections(site: Site, place: SitePlace) -> Iterator[Mapping[str, Remote]]:
     """Every host of the site by name; what was connected is closed at the end."""
     base = tempfile.gettempdir()
     folder = base if len(base) <= _LONGEST_CONTROL else "/tmp"  # noqa: S108 - mkdtemp is private
-    control = Path(tempfile.mkdtemp(prefix="sovctl-", dir=folder))
-    remotes = {host.name: remote_of(site, host, place, control) for host in site.hosts}
+    control = Control(Path(tempfile.mkdtemp(prefix="sovctl-", dir=folder)))
     try:
-        yield remotes
+        yield {host.name: remote_of(site, host, place, control) for host in site.hosts}
     finally:
-        for socket in control.iterdir():
-            # Which host it was no longer matters: ssh wants some name, and uses the socket.
-            stop = ["ssh", "-F", "none", "-o", f"ControlPath={socket}", "-O", "exit", "--", "x"]
-            subprocess.run(stop, check=False, capture_output=True, timeout=CONNECT_S)
-        shutil.rmtree(control, ignore_errors=True)
+        control.end()
+        shutil.rmtree(control.folder, ignore_errors=True)
