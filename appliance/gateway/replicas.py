@@ -10,8 +10,8 @@ waited longest. An answer may take a minute, so what counts is what is under way
 given out; and a handful of replicas is looked through faster than two are drawn at random.
 
 One that nobody reaches is forgotten by the caller. Serve goes on naming it until it has noticed
-itself, so on a site (``at_once=False``) a replica that is named, new or again, takes no request
-before somebody has spoken to it (:meth:`Replicas.admit`).
+itself, so on a site (``at_once=False``) a replica, new or forgotten, takes no request before
+somebody has spoken to it (:meth:`Replicas.admit`).
 """
 
 from __future__ import annotations
@@ -88,8 +88,9 @@ class Replicas:
         replica.under_way -= 1
 
     def forget(self, replica: Replica) -> None:
-        """Nobody listens there. Another replica known by the same name by now stays."""
-        if self.known.get(replica.target.name) is replica:
+        """Nobody listens there: it takes no request any more."""
+        replica.ready = False
+        if self.at_once and self.known.get(replica.target.name) is replica:
             del self.known[replica.target.name]
 
     def admit(self, replica: Replica) -> bool:
