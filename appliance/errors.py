@@ -650,6 +650,30 @@ class ReleaseForeign(ApplianceError):
     fix = N_("Run 'sovctl install BUNDLE' again; if you did not change it, report this.")
 
 
+class NodeFileInvalid(ApplianceError):
+    code = "node-file-invalid"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("This host does not know its place in the site: {path} cannot be used.")
+    why = N_("{reason}")
+    fix = N_("Run 'sovctl install BUNDLE --site SITE' again on the controller, which writes it.")
+
+
+class RayUnguarded(ApplianceError):
+    code = "ray-unguarded"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("Ray was not started on this host.")
+    why = N_("{reason}")
+    fix = N_("Run 'sovctl install BUNDLE --site SITE' again on the controller.")
+
+
+class GatewayCertificateUnfit(ApplianceError):
+    code = "gateway-certificate-unfit"
+    exit_code = ExitCode.USAGE
+    what = N_("The certificate in {chain} cannot be the gateway's.")
+    why = N_("{reason}.")
+    fix = N_("Put the leaf, then each issuer up to the root, into the file; correct 'gateway'.")
+
+
 class SealUnknown(ApplianceError):
     code = "seal-unknown"
     exit_code = ExitCode.NOT_FOUND
@@ -755,6 +779,139 @@ class NoSuchLog(ApplianceError):
     what = N_("There is no log of '{component}'.")
     why = N_("Logs here: {known}.")
     fix = N_("Run 'sovctl logs --component NAME' with one of these.")
+
+
+# --- sites: hosts over SSH ----------------------------------------------------------------------
+
+
+class HostUnreachable(ApplianceError):
+    code = "host-unreachable"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("Host {host} does not answer at {address} port {port}.")
+    why = N_("{reason}")
+    fix = N_("Try 'ssh -p {port} {user}@{address}'; correct the address in the site file if wrong.")
+
+
+class HostKeyUnknown(ApplianceError):
+    code = "host-key-unknown"
+    exit_code = ExitCode.REFUSED
+    what = N_("Nobody has said which host key {host} ({address}) has.")
+    why = N_("It offers {offered}. A key is never accepted blindly: it could be another machine's.")
+    fix = N_(
+        "Compare with 'ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub' on the host's console, "
+        "then 'sovctl site host-keys SITE_FILE --accept {host}=SHA256:…', or write it into the "
+        "site file under ssh: host_keys."
+    )
+
+
+class HostKeyChanged(ApplianceError):
+    code = "host-key-changed"
+    exit_code = ExitCode.REFUSED
+    what = N_("Host {host} ({address}) is not the machine it was: its host key differs.")
+    why = N_("Expected {expected}; it offers {offered}. Somebody may stand in between.")
+    fix = N_(
+        "If the host was installed anew, compare the key on its console, then write it into the "
+        "site file, or run 'sovctl site host-keys SITE_FILE --accept {host}=SHA256:…'."
+    )
+
+
+class LoginRefused(ApplianceError):
+    code = "login-refused"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("Host {host} does not let {user} in with {key}.")
+    why = N_("{reason}")
+    fix = N_("Add it with 'ssh-copy-id -p {port} {user}@{address}', or correct ssh: in the site.")
+
+
+class SudoRefused(ApplianceError):
+    code = "sudo-refused"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("On host {host}, {user} may not become root without a password.")
+    why = N_("{reason}")
+    fix = N_(
+        "On the host, as root: echo '{user} ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/{user}"
+        " && chmod 440 /etc/sudoers.d/{user}"
+    )
+
+
+class ConnectionLost(ApplianceError):
+    code = "connection-lost"
+    exit_code = ExitCode.FAILED
+    what = N_("The connection to host {host} ({address}) broke off.")
+    why = N_("{reason}")
+    fix = N_("See that the host is up and its network works, then run the same command again.")
+
+
+class HostCommandFailed(ApplianceError):
+    code = "host-command-failed"
+    exit_code = ExitCode.FAILED
+    what = N_("'{command}' failed on host {host}.")
+    why = N_("{reason}")
+    fix = N_("Look at it with 'ssh -p {port} {user}@{address}', then run the same command again.")
+
+
+class HostBusy(ApplianceError):
+    code = "host-busy"
+    exit_code = ExitCode.BUSY
+    what = N_("Host {host} is being changed by {operator}, since {since}.")
+    why = N_("Only one operator at a time may change a host; that one works from another place.")
+    fix = N_("Wait for it to end. If it was killed: 'sovctl site break-lock SITE_FILE {host}'.")
+
+
+class HostLockLost(ApplianceError):
+    code = "host-lock-lost"
+    exit_code = ExitCode.BUSY
+    what = N_("The lock on host {host} is not held by this command any more.")
+    why = N_("Somebody broke it with 'sovctl site break-lock', or removed it.")
+    fix = N_("Agree on who goes on; that one runs the same command again.")
+
+
+class DeliveryDamaged(ApplianceError):
+    code = "delivery-damaged"
+    exit_code = ExitCode.FAILED
+    what = N_("{blob} did not arrive on host {host} as it was sent; nothing of it was kept.")
+    why = N_("Its digest differs: this machine's store is damaged, or the host's memory or disk.")
+    fix = N_("Run 'sovctl doctor' here, look at the host's kernel log, then run this again.")
+
+
+class ReleaseDiffers(ApplianceError):
+    code = "release-differs"
+    exit_code = ExitCode.REFUSED
+    what = N_("Host {host} has another release under the name {release}.")
+    why = N_("What is there was not made from this bundle, or it was altered.")
+    fix = N_("Look at it on the host ('ls {folder}'), move it away, then run this again.")
+
+
+class AnsibleMissing(ApplianceError):
+    code = "ansible-missing"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("Ansible is not installed beside sovctl.")
+    why = N_("Hosts of a site are configured with ansible-core, through ansible-runner.")
+    fix = N_("Install sovctl with it: 'pip install sovereign-appliance[site]'.")
+
+
+class SiteTaskFailed(ApplianceError):
+    code = "site-task-failed"
+    exit_code = ExitCode.FAILED
+    what = N_("On host {host}, '{task}' failed.")
+    why = N_("{message}")
+    fix = N_("{remedy}")
+
+
+class PlaybookFailed(ApplianceError):
+    code = "playbook-failed"
+    exit_code = ExitCode.FAILED
+    what = N_("Ansible ended with status {status} before it reached a host.")
+    why = N_("What it said is in {log}.")
+    fix = N_("Read its last lines ('tail {log}'), then run the same command again.")
+
+
+class SeveralHostsFailed(ApplianceError):
+    code = "several-hosts-failed"
+    exit_code = ExitCode.FAILED
+    what = N_("{count} hosts failed: {hosts}.")
+    why = N_("{reasons}")
+    fix = N_("{remedies}")
 
 
 # --- ledger -------------------------------------------------------------------------------------
@@ -1273,6 +1430,14 @@ class TuneOutOfMemory(ApplianceError):
     what = N_("Training ran out of memory at step {step}.")
     why = N_("{batch_rows} rows of up to {max_length} tokens a step did not fit.")
     fix = N_("Halve batch_rows (or max_length) in the spec, then run 'sovctl tune submit'.")
+
+
+class TuneWorkersTooMany(ApplianceError):
+    code = "tune-workers-too-many"
+    exit_code = ExitCode.USAGE
+    what = N_("The job wants {workers} workers, and {hosts} can run at once.")
+    why = N_("Each worker runs on a host of its own, and so many hosts tune models here.")
+    fix = N_("Set workers to {hosts} or less in the spec, then run 'sovctl tune submit'.")
 
 
 class TuneClusterUnreachable(ApplianceError):

@@ -125,6 +125,12 @@ class Home:
         """Registered adapters by digest."""
         return self.root / "adapters"
 
+    # what this machine manages besides itself
+    @property
+    def sites(self) -> Path:
+        """One folder for each site that is installed from here; see :class:`SitePlace`."""
+        return self.root / "sites"
+
     # what exists only while it runs
     @property
     def run(self) -> Path:
@@ -135,3 +141,77 @@ class Home:
     def tmp(self) -> Path:
         """Mounted as /tmp inside the seal."""
         return self.root / "tmp"
+
+
+@dataclass(frozen=True, slots=True)
+class SitePlace:
+    """What the controller keeps of one site, ``sites/<name>``. Holding one touches no disk.
+
+    It holds the site's authorities and every host's secrets: the folder is mode 0700.
+    """
+
+    home: Home
+    name: str
+
+    @property
+    def root(self) -> Path:
+        """The site's folder."""
+        return self.home.sites / self.name
+
+    @property
+    def site_file(self) -> Path:
+        """A copy of the ``site.yaml`` that was last planned or installed."""
+        return self.root / "site.yaml"
+
+    @property
+    def known_hosts(self) -> Path:
+        """Host keys in OpenSSH's format: those that were accepted, and no other."""
+        return self.root / "known_hosts"
+
+    @property
+    def lock(self) -> Path:
+        """Held with flock(2) by the one command of this controller that changes the site."""
+        return self.root / "lock"
+
+    @property
+    def journal(self) -> Path:
+        """The site's installations as they run."""
+        return self.root / "journal.jsonl"
+
+    @property
+    def authority(self) -> Path:
+        """The callers' CA, each trust domain's CA and token, the operator's key."""
+        return self.root / "authority"
+
+    @property
+    def operator_key(self) -> Path:
+        """The operator's API key for the site's gateway."""
+        return self.authority / "operator.key"
+
+    @property
+    def callers_ca(self) -> Path:
+        """The CA that callers of the gateway trust."""
+        return self.authority / "ca.pem"
+
+    def domain(self, name: str) -> Path:
+        """A trust domain's CA, token and serving key."""
+        return self.authority / "domains" / name
+
+    @property
+    def hosts(self) -> Path:
+        """One folder for each host."""
+        return self.root / "hosts"
+
+    def host(self, name: str) -> Path:
+        """What Ansible copies to that host, as it is."""
+        return self.hosts / name
+
+    @property
+    def ansible(self) -> Path:
+        """ansible-runner's folder: inventory, environment, artifacts."""
+        return self.root / "ansible"
+
+    @property
+    def endpoint(self) -> Path:
+        """``{"url", "ca", "operator_key"}`` of the site's gateway, once it is installed."""
+        return self.root / "endpoint.json"

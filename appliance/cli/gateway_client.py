@@ -27,7 +27,7 @@ from appliance.errors import ApplianceError, GatewayAnswerUnclear, NotInstalled,
 from appliance.i18n import _
 from appliance.layout import Home
 
-_TIMEOUT = httpx.Timeout(120.0, connect=5.0)
+TIMEOUT = httpx.Timeout(120.0, connect=5.0)
 # A stream may be silent for as long as a model thinks or a tuning step takes.
 _STREAM_TIMEOUT = httpx.Timeout(None, connect=5.0)
 
@@ -65,7 +65,7 @@ class GatewayClient:
                 base_url=endpoint,
                 headers={"Authorization": f"Bearer {key}"},
                 verify=trusted,
-                timeout=_TIMEOUT,
+                timeout=TIMEOUT,
                 trust_env=False,
             ),
         )

@@ -1,4 +1,4 @@
-"""A site file: the example is valid, contradictions are refused, the inventory says it all."""
+"""A site file: the example is valid, contradictions are refused."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from pydantic import ValidationError
 
 from appliance.manifests.document import load
 from appliance.manifests.site import Site
-from appliance.provision.inventory import inventory
 
 EXAMPLE = Path(__file__).parents[2] / "manifests" / "single.yaml"
 
@@ -54,14 +52,6 @@ def _host(name: str, roles: list[str], domain: str, number: int) -> dict[str, An
 def test_the_example_is_valid() -> None:
     site = load(Site, EXAMPLE)
     assert site.head("main").name == "node-1"
-
-
-def test_the_inventory_groups_by_role_and_domain_and_reaches_hosts_over_management() -> None:
-    made = inventory(Site.model_validate(two_domains()))["all"]
-    assert made["hosts"]["c"]["ansible_host"] == "fd00:1::3"
-    assert made["children"]["ray_worker"]["hosts"].keys() == {"b", "c"}
-    assert made["children"]["domain_tune"]["vars"]["ray_head_address"] == "10.1.0.2"
-    assert yaml.safe_load(yaml.safe_dump(made)) == made
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from appliance.bundle.sources.desk import Desk, Step, run_step
 from appliance.errors import BuildToolMissing
 from appliance.i18n import _
 
-_PARTS = ("pyproject.toml", "README.md", "LICENSE", "appliance")
+_PARTS = ("pyproject.toml", "README.md", "LICENSE", "appliance", "playbooks")
 
 
 def build(project: Path, artefact: str, desk: Desk) -> Path:

@@ -1,0 +1,81 @@
+"""One operator at a time on every host of a site, however many controllers there are.
+
+    with hold(remotes, site.folder, Claim.of(operator, controller)) as claim:
+        …
+
+The lock is a file on the host (:mod:`appliance.provision.lock_there`) that names operator and time.
+It is given back at the end, also of a run that fails; a kill leaves it, and then the same
+controller goes on under it while every other one has to break it knowingly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Self
+
+from appliance.errors import ApplianceError, HostBusy
+from appliance.provision.several import on_each, one_error, try_each
+from appliance.provision.ssh import Remote
+from appliance.provision.there import COMMAND, program
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Who holds a lock: shown to whoever waits. ``run`` is new for every command."""
+
+    operator: str
+    controller: str
+    run: str
+    since: str
+
+    @classmethod
+    def of(cls, operator: str, controller: str) -> Self:
+        """A claim of now."""
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        return cls(operator, controller, secrets.token_hex(16), since)
+
+
+@contextlib.contextmanager
+def hold(remotes: Mapping[str, Remote], home: str, claim: Claim) -> Iterator[Claim]:
+    """Hold every host's lock for the ``with`` block. Raises :class:`HostBusy`, and holds none."""
+    taken, failures = try_each(remotes, lambda remote: _take(remote, home, claim))
+    try:
+        if failures:
+            raise one_error(failures)
+        yield claim
+    finally:
+        ours = {name: remote for name, remote in remotes.items() if name in taken}
+        # A host that is gone keeps its lock, which does not hinder this controller.
+        try_each(
+            ours, lambda remote: _ask(remote, {"do": "give-back", "home": home, "run": claim.run})
+        )
+
+
+def break_locks(remotes: Mapping[str, Remote], home: str) -> dict[str, Mapping[str, Any] | None]:
+    """Take the lock of each host away from whoever has it; return who had it."""
+    return on_each(remotes, lambda remote: _ask(remote, {"do": "break", "home": home}))
+
+
+def _take(remote: Remote, home: str, claim: Claim) -> None:
+    held = _ask(remote, {"do": "take", "home": home, **asdict(claim)})
+    if held is not None:
+        raise HostBusy(
+            host=remote.name, operator=held.get("operator", "?"), since=held.get("since", "?")
+        )
+
+
+def _ask(remote: Remote, request: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """One request to the host's lock. Raises :class:`ApplianceError`."""
+    line = json.dumps(request).encode() + b"\n"
+    done = remote.check(COMMAND, stdin=program("lock_there") + line, sudo=True)
+    answer = json.loads(done.stdout)
+    if "error" in answer:
+        failure: ApplianceError = remote.failed(["lock"], str(answer["error"]))
+        raise failure
+    held: Mapping[str, Any] | None = answer["held"]
+    return held
