@@ -650,6 +650,30 @@ class ReleaseForeign(ApplianceError):
     fix = N_("Run 'sovctl install BUNDLE' again; if you did not change it, report this.")
 
 
+class NodeFileInvalid(ApplianceError):
+    code = "node-file-invalid"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("This host does not know its place in the site: {path} cannot be used.")
+    why = N_("{reason}")
+    fix = N_("Run 'sovctl install BUNDLE --site SITE' again on the controller, which writes it.")
+
+
+class RayUnguarded(ApplianceError):
+    code = "ray-unguarded"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("Ray was not started on this host.")
+    why = N_("{reason}")
+    fix = N_("Run 'sovctl install BUNDLE --site SITE' again on the controller.")
+
+
+class GatewayCertificateUnfit(ApplianceError):
+    code = "gateway-certificate-unfit"
+    exit_code = ExitCode.USAGE
+    what = N_("The certificate in {chain} cannot be the gateway's.")
+    why = N_("{reason}.")
+    fix = N_("Put the leaf, then each issuer up to the root, into the file; correct 'gateway'.")
+
+
 class SealUnknown(ApplianceError):
     code = "seal-unknown"
     exit_code = ExitCode.NOT_FOUND
@@ -856,6 +880,30 @@ class ReleaseDiffers(ApplianceError):
     what = N_("Host {host} has another release under the name {release}.")
     why = N_("What is there was not made from this bundle, or it was altered.")
     fix = N_("Look at it on the host ('ls {folder}'), move it away, then run this again.")
+
+
+class AnsibleMissing(ApplianceError):
+    code = "ansible-missing"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("Ansible is not installed beside sovctl.")
+    why = N_("Hosts of a site are configured with ansible-core, through ansible-runner.")
+    fix = N_("Install sovctl with it: 'pip install sovereign-appliance[site]'.")
+
+
+class SiteTaskFailed(ApplianceError):
+    code = "site-task-failed"
+    exit_code = ExitCode.FAILED
+    what = N_("On host {host}, '{task}' failed.")
+    why = N_("{message}")
+    fix = N_("{remedy}")
+
+
+class PlaybookFailed(ApplianceError):
+    code = "playbook-failed"
+    exit_code = ExitCode.FAILED
+    what = N_("Ansible ended with status {status} before it reached a host.")
+    why = N_("What it said is in {log}.")
+    fix = N_("Read its last lines ('tail {log}'), then run the same command again.")
 
 
 class SeveralHostsFailed(ApplianceError):
@@ -1382,6 +1430,14 @@ class TuneOutOfMemory(ApplianceError):
     what = N_("Training ran out of memory at step {step}.")
     why = N_("{batch_rows} rows of up to {max_length} tokens a step did not fit.")
     fix = N_("Halve batch_rows (or max_length) in the spec, then run 'sovctl tune submit'.")
+
+
+class TuneWorkersTooMany(ApplianceError):
+    code = "tune-workers-too-many"
+    exit_code = ExitCode.USAGE
+    what = N_("The job wants {workers} workers, and {hosts} can run at once.")
+    why = N_("Each worker runs on a host of its own, and so many hosts tune models here.")
+    fix = N_("Set workers to {hosts} or less in the spec, then run 'sovctl tune submit'.")
 
 
 class TuneClusterUnreachable(ApplianceError):

@@ -5,19 +5,69 @@ In two steps, because two versions of this code meet here. :func:`outer` is what
 the programs that make the seal, and knows nothing of what will run in it. :func:`inner` is called
 by the supervisor, which is the *release's* own code: so a newer or older ``sovctl`` starts a
 release with the settings that release was tested with, as after a rollback.
+
+What differs between the embedded appliance and a host of a site is a :class:`Place`: where Ray is,
+which certificate authority its processes trust, and what keeps them from getting out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from appliance.cluster import ports
+from appliance.cluster import node_file, ports
+from appliance.cluster.node_file import NodeFile
 from appliance.cluster.sizing import Shares
 from appliance.layout import Home
 
 _FROM_OPERATOR = ("LANG", "LANGUAGE", "LC_ALL", "LC_MESSAGES", "TZ")
 _SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a process of the appliance stands.
+
+    ``address`` is this host's towards other Ray hosts, ``head`` the Ray head's. The dashboard and
+    Serve's proxy listen on the head's loopback wherever it is; a process on another host has no
+    dashboard (the gateway reaches it through the relay). ``ray_ca`` is the file name, under
+    ``Home.tls``, of the authority that Ray's processes trust. ``seal`` is what shuts the exits: a
+    network namespace that has only loopback, or the host's firewall.
+    """
+
+    address: str
+    head: str
+    ray_ca: str
+    seal: Literal["namespace", "firewall"]
+
+    @classmethod
+    def embedded(cls) -> Place:
+        """One machine: everything on loopback, inside the seal's own network namespace."""
+        return cls(ports.HOST, ports.HOST, "ca.pem", "namespace")
+
+    @classmethod
+    def of_node(cls, node: NodeFile) -> Place:
+        """A host of a site."""
+        return cls(node.address, node.head_address or node.address, "ray-ca.pem", node.seal)
+
+    @classmethod
+    def of_home(cls, home: Home) -> Place:
+        """What ``home`` is: a host of a site has a ``node.json``."""
+        node = node_file.read_if_any(home)
+        return cls.embedded() if node is None else cls.of_node(node)
+
+    @property
+    def gcs(self) -> str:
+        """``host:port`` of Ray's control store: what a driver or a worker joins."""
+        host = f"[{self.head}]" if ":" in self.head else self.head
+        return f"{host}:{ports.GCS}"
+
+    @property
+    def dashboard(self) -> str:
+        """The dashboard's URL, for processes on the head."""
+        return ports.DASHBOARD_URL
 
 
 def ray_token(home: Home) -> Path:
@@ -43,11 +93,19 @@ def outer(operator: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def inner(home: Home, python: Path, shares: Shares, operator: Mapping[str, str]) -> dict[str, str]:
-    """The variables of what the supervisor starts, given the release's ``python``.
+def inner(
+    home: Home,
+    python: Path,
+    shares: Shares,
+    operator: Mapping[str, str],
+    place: Place | None = None,
+) -> dict[str, str]:
+    """The variables of what the supervisor (or, on a site, systemd) starts, given the release's
+    ``python``; ``place`` is the embedded one unless it is given.
 
     Holds paths of secrets, never secrets: an environment is readable in ``/proc``.
     """
+    where = place or Place.embedded()
     threads = str(shares.replica_threads)
     return {
         **outer(operator),
@@ -55,7 +113,8 @@ def inner(home: Home, python: Path, shares: Shares, operator: Mapping[str, str])
         "HOME": str(home.tmp),
         "TMPDIR": "/tmp",  # noqa: S108 - Home.tmp, bound there by the seal
         "SOVCTL_HOME": str(home.root),
-        **_ray(home),
+        "SOVCTL_SEAL": where.seal,
+        **_ray(home, where),
         **serve(),
         **_silence(),
         "OMP_NUM_THREADS": threads,
@@ -66,20 +125,21 @@ def inner(home: Home, python: Path, shares: Shares, operator: Mapping[str, str])
     }
 
 
-def _ray(home: Home) -> dict[str, str]:
+def _ray(home: Home, place: Place) -> dict[str, str]:
     return {
-        "RAY_ADDRESS": ports.RAY_ADDRESS,
+        "RAY_ADDRESS": place.gcs,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(ray_token(home)),
         "RAY_USE_TLS": "1",
         "RAY_TLS_SERVER_CERT": str(home.tls / "ray.pem"),
         "RAY_TLS_SERVER_KEY": str(home.secrets / "ray.key"),
-        "RAY_TLS_CA_CERT": str(home.tls / "ca.pem"),
+        "RAY_TLS_CA_CERT": str(home.tls / place.ray_ca),
         "RAY_COLOR_PREFIX": "0",
         # Ray starts its workers at niceness 15, the model server among them; here only tuning
         # steps back (appliance.tuning.loop).
         "RAY_worker_niceness": "0",
-        # One node: there is nowhere to drain to, and Ray would wait half a minute for it.
+        # Ray would wait half a minute for a node to be drained: embedded there is nowhere to drain
+        # to, and a site's host is stopped by systemd, which waits no longer than it must.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     }
 

@@ -74,6 +74,12 @@ def measure() -> Machine:
     return Machine(cores=cores, memory=memory)
 
 
+def fitting(object_store: int, shared_memory: Path) -> int:
+    """``object_store``, or as much of it as there is room for: Ray uses the disk beyond that."""
+    state = os.statvfs(shared_memory)
+    return max(96 * _MIB, min(object_store, state.f_bavail * state.f_frsize * 9 // 10))
+
+
 def _first_number(path: Path) -> int | None:
     text = _read(path).strip()
     return int(text) if text.isdigit() else None

@@ -19,6 +19,7 @@ from appliance.cluster import environment, pki, restarts, sizing
 from appliance.cluster.children import Children
 from appliance.cluster.processes import ProcessName
 from appliance.layout import Home
+from appliance.trust import site_ca
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -111,11 +112,12 @@ def test_certificates_are_made_once(home: Home) -> None:
 
 def test_a_leaf_near_its_end_is_renewed_and_the_authority_stays(home: Home) -> None:
     pki.ensure(home)
-    authority = pki._load(home.tls / "ca.pem", home.secrets / "ca.key")
+    authority = pki.load(home.tls / "ca.pem", home.secrets / "ca.key")
     assert authority is not None
     nearly_over = datetime.now(UTC) - timedelta(days=380)
     leaf = pki.leaves("")[1]
-    pki._store(home, "ray", *pki._issue(leaf, authority, nearly_over))
+    old = site_ca.issue(leaf, authority, nearly_over)
+    pki.store(home.tls / "ray.pem", home.secrets / "ray.key", old)
     pki.ensure(home)
     assert certificate(home, "ray").not_valid_after_utc > datetime.now(UTC) + timedelta(days=360)
     assert certificate(home, "ca") == authority[0]
