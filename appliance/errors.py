@@ -1458,6 +1458,14 @@ class TuneOutOfMemory(ApplianceError):
     fix = N_("Halve batch_rows (or max_length) in the spec, then run 'sovctl tune submit'.")
 
 
+class TuneWorkersTooMany(ApplianceError):
+    code = "tune-workers-too-many"
+    exit_code = ExitCode.USAGE
+    what = N_("The job wants {workers} workers, and {hosts} can run at once.")
+    why = N_("Each worker runs on a host of its own, and so many hosts tune models here.")
+    fix = N_("Set workers to {hosts} or less in the spec, then run 'sovctl tune submit'.")
+
+
 class TuneClusterUnreachable(ApplianceError):
     code = "tune-cluster-unreachable"
     exit_code = ExitCode.FAILED

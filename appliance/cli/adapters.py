@@ -67,7 +67,9 @@ def show(console: Console, *, name: str) -> None:
 
     with GatewayClient.from_home(Home.from_environment()) as gateway:
         found = gateway.get(f"/admin/v1/adapters/{quote(name, safe='')}")
-    shown = {key: value for key, value in found.items() if key not in ("card", "loaded")}
+    shown = {
+        key: value for key, value in found.items() if key not in ("card", "loaded", "replicas")
+    }
     shown[_("served")] = _loaded(found)
     text = fields(shown)
     card = found.get("card")
@@ -124,6 +126,9 @@ def _tell(name: str, verb: str) -> dict[str, Any]:
 
 def _loaded(adapter: dict[str, Any]) -> str:
     loaded = adapter.get("loaded")
+    replicas = adapter.get("replicas") or {}
+    if loaded and replicas.get("of", 1) > 1:
+        return _("{0} of {1}").format(replicas["loaded"], replicas["of"])
     return _("unknown") if loaded is None else _("yes") if loaded else _("no")
 
 

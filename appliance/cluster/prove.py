@@ -3,12 +3,13 @@
 Each place makes its own control listener, so a control shows that *this* process can send. The
 Serve replica and the gateway call :func:`probe_here` themselves.
 
-``python -m appliance.cluster.prove RUN_DIR`` is the job's entry point.
+``python -m appliance.cluster.prove RUN_DIR job|task`` is the job's entry point.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -50,7 +51,8 @@ def prove_from_ray_task(home: Home) -> list[ProbeResult]:
     import ray
 
     if not ray.is_initialized():
-        ray.init(address=ports.RAY_ADDRESS, log_to_driver=False, configure_logging=False)
+        address = os.environ.get("RAY_ADDRESS", ports.RAY_ADDRESS)
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
 
     probe = ray.remote(num_cpus=0, max_retries=0)(_probe_as_json)
     try:
@@ -59,13 +61,22 @@ def prove_from_ray_task(home: Home) -> list[ProbeResult]:
         raise RayRefused(action="prove", reason=type(error).__name__) from error
 
 
-def prove_from_ray_job(home: Home) -> list[ProbeResult]:
+def prove_from_ray_job(home: Home, jobs: Jobs | None = None) -> list[ProbeResult]:
     """Probe from a Ray job, submitted as a tuning job is. Blocks up to two minutes."""
+    return _prove_from_job(home, jobs or Jobs(), "job")
+
+
+def prove_from_task_of_job(home: Home, jobs: Jobs) -> list[ProbeResult]:
+    """Probe from a Ray worker as :func:`prove_from_ray_task` does, for a caller that is not in the
+    cluster: a job there starts the task. Blocks up to two minutes."""
+    return _prove_from_job(home, jobs, "task")
+
+
+def _prove_from_job(home: Home, jobs: Jobs, place: str) -> list[ProbeResult]:
     name = f"egress-{uuid.uuid4().hex[:12]}"
     folder = home.runs / name
     folder.mkdir(parents=True, mode=0o700)
-    jobs = Jobs()
-    argv = (sys.executable, "-m", "appliance.cluster.prove", str(folder))
+    argv = (sys.executable, "-m", "appliance.cluster.prove", str(folder), place)
     try:
         jobs.submit(
             argv, run_dir=folder, env={}, metadata={"kind": "egress-probe"}, submission_id=name
@@ -84,9 +95,10 @@ def prove_from_ray_job(home: Home) -> list[ProbeResult]:
 
 
 def main(arguments: list[str]) -> int:
-    """The job: probe, and leave the results in the folder named."""
-    content = json.dumps(as_json(probe_here())).encode()
-    write_whole(Path(arguments[0]) / _RESULT, content, mode=0o600)
+    """The job: probe from itself or from a task, and leave the results in the folder named."""
+    folder, place = Path(arguments[0]), arguments[1]
+    results = probe_here() if place == "job" else prove_from_ray_task(Home.from_environment())
+    write_whole(folder / _RESULT, json.dumps(as_json(results)).encode(), mode=0o600)
     return 0
 
 

@@ -17,7 +17,7 @@ from appliance.egress.verdict import judge
 from appliance.errors import ApplianceError
 from appliance.gateway.audit import Audit
 from appliance.gateway.calls import Call
-from appliance.gateway.internal import ServeInternal
+from appliance.gateway.internal import Loadings, Serving
 from appliance.ledger.event import Event, Outcome
 from appliance.registry import Adapter, Registry
 
@@ -46,7 +46,7 @@ class Adapters:
         self,
         registry: Registry,
         audit: Audit,
-        serve: ServeInternal,
+        serve: Serving,
         *,
         bring: Bring,
         promote: Verb,
@@ -60,7 +60,8 @@ class Adapters:
         self._retire = retire
 
     async def adapters(self, call: Call) -> ASGIApp:
-        """All adapters; ``loaded`` says whether one is served now (null: Serve does not answer)."""
+        """All adapters; ``loaded`` says whether one is served now (null: Serve does not answer),
+        ``replicas`` on how many of how many."""
         records = await asyncio.to_thread(self._registry.adapters.list)
         loaded = await self._loaded()
         return JSONResponse({"data": [_described(record, loaded) for record in records]})
@@ -87,7 +88,8 @@ class Adapters:
     async def adapter_retire(self, call: Call) -> ASGIApp:
         """Take an adapter out of service: unloaded if it is loaded, and not loadable any more."""
         answer = await self._turn(call, "adapter.retire", self._retire)
-        if call.parameters["name"] in (await self._loaded() or ()):
+        loadings = await self._loaded()
+        if loadings is not None and call.parameters["name"] in loadings.loaded:
             await self._serve.unload(call.parameters["name"])
         return answer
 
@@ -125,18 +127,17 @@ class Adapters:
     async def _record(self, call: Call) -> Adapter:
         return await asyncio.to_thread(self._registry.adapters.get, call.parameters["name"])
 
-    async def _loaded(self) -> frozenset[str] | None:
+    async def _loaded(self) -> Loadings | None:
         try:
-            state = await self._serve.state()
+            return await self._serve.loadings()
         except ApplianceError:
             return None
-        return frozenset(str(pin["name"]) for pin in state.get("adapters", ()))
 
 
 class Egress:
     """The handler of ``/admin/v1/egress/prove``: probes from every place where code runs."""
 
-    def __init__(self, audit: Audit, serve: ServeInternal, probes: Mapping[str, Probe]) -> None:
+    def __init__(self, audit: Audit, serve: Serving, probes: Mapping[str, Probe]) -> None:
         self._audit = audit
         self._serve = serve
         self._probes = probes
@@ -144,25 +145,38 @@ class Egress:
     async def egress_prove(self, call: Call) -> ASGIApp:
         """The verdict over all places. A place that cannot be asked leaves it inconclusive."""
         self._audit.demand()
-        names = [*self._probes, "serve-replica"]
         asked = [asyncio.to_thread(probe) for probe in self._probes.values()]
-        found = await asyncio.gather(*asked, self._serve.probe(), return_exceptions=True)
+        replicas = asyncio.create_task(self._from_replicas())
+        found = await asyncio.gather(*asked, return_exceptions=True)
         results = {
-            name: [ProbeResult("seal", name, "unclear", str(result))]
-            if isinstance(result, BaseException)
-            else result
-            for name, result in zip(names, found, strict=True)
+            name: _unclear(name, result) if isinstance(result, BaseException) else result
+            for name, result in zip(self._probes, found, strict=True)
         }
+        results |= await replicas
         verdict = judge(results)
         outcomes: dict[str, Outcome] = {"closed": "ok"}
-        subject = {"verdict": verdict.answer, "places": ",".join(names)}
+        subject = {"verdict": verdict.answer, "places": ",".join(results)}
         outcome = outcomes.get(verdict.answer, "failed")
         await self._audit.record(Event(call.actor, "egress.prove", subject, outcome))
         return JSONResponse(verdict.as_json())
 
+    async def _from_replicas(self) -> dict[str, list[ProbeResult]]:
+        try:
+            return await self._serve.probe()
+        except ApplianceError as error:
+            return {"serve-replica": _unclear("serve-replica", error)}
 
-def _described(record: Adapter, loaded: frozenset[str] | None) -> dict[str, Any]:
-    return {**record.as_json(), "loaded": None if loaded is None else record.name in loaded}
+
+def _unclear(place: str, error: BaseException) -> list[ProbeResult]:
+    return [ProbeResult("seal", place, "unclear", str(error))]
+
+
+def _described(record: Adapter, loadings: Loadings | None) -> dict[str, Any]:
+    if loadings is None:
+        return {**record.as_json(), "loaded": None}
+    count = loadings.loaded.get(record.name, 0)
+    replicas = {"loaded": count, "of": loadings.replicas}
+    return {**record.as_json(), "loaded": count > 0, "replicas": replicas}
 
 
 def _card(path: Path) -> Any:

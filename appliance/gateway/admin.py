@@ -21,7 +21,8 @@ from appliance.errors import ApplianceError, FileUnreadable
 from appliance.gateway.audit import Audit
 from appliance.gateway.calls import Call
 from appliance.gateway.identity import Identities
-from appliance.gateway.internal import Node, ServeInternal
+from appliance.gateway.internal import Serving
+from appliance.gateway.nodes import Node
 from appliance.gateway.tuning_jobs import TuningJobs
 from appliance.i18n import _
 from appliance.layout import Home
@@ -63,7 +64,7 @@ class Admin:
         identities: Identities,
         audit: Audit,
         jobs: TuningJobs,
-        serve: ServeInternal,
+        serve: Serving,
         nodes: Callable[[], Awaitable[list[Node]]],
     ) -> None:
         self._home = home

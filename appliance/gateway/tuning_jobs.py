@@ -29,9 +29,11 @@ from appliance.errors import (
     RayRefused,
     RunInProgress,
     TuneStopped,
+    TuneWorkersTooMany,
 )
 from appliance.gateway.audit import Audit
 from appliance.gateway.release_catalogue import ACTOR
+from appliance.i18n import _
 from appliance.layout import Home
 from appliance.ledger.event import Event, Outcome
 from appliance.manifests.tuning import TuningSpec
@@ -64,6 +66,26 @@ class RayJobs(Protocol):
     def tail(self, job_id: str, lines: int) -> str: ...
 
 
+class NoTuning:
+    """Ray's jobs on a site where no domain tunes: each is refused."""
+
+    def submit(self, *_arguments: object, **_named: object) -> str:
+        raise self._refused("submit")
+
+    def status(self, job_id: str) -> RayJob:
+        raise JobUnknown(job=job_id)
+
+    def cancel(self, job_id: str) -> bool:
+        raise JobUnknown(job=job_id)
+
+    def tail(self, job_id: str, lines: int) -> str:
+        raise JobUnknown(job=job_id)
+
+    @staticmethod
+    def _refused(action: str) -> RayRefused:
+        return RayRefused(action=action, reason=_("No trust domain of this site tunes models."))
+
+
 Register = Callable[[RunFolder, Job], Adapter]
 """Signs and registers the adapter of a finished run. Raises :class:`ApplianceError`."""
 
@@ -72,8 +94,16 @@ class TuningJobs:
     """Submits, watches and ends tuning jobs. Use as an asynchronous context manager: it watches."""
 
     def __init__(
-        self, home: Home, registry: Registry, ray: RayJobs, register: Register, audit: Audit
+        self,
+        home: Home,
+        registry: Registry,
+        ray: RayJobs,
+        register: Register,
+        audit: Audit,
+        *,
+        hosts: int = 1,
     ) -> None:
+        self._hosts = hosts
         self._home = home
         self._registry = registry
         self._ray = ray
@@ -96,6 +126,7 @@ class TuningJobs:
         """Start a job.
 
         Raises:
+            TuneWorkersTooMany: it wants more workers than there are hosts.
             RecordMissing: there is no such base or data set.
             NameTaken: an adapter of that name exists.
             RunInProgress: the same run, or one for the same adapter, is under way.
@@ -103,6 +134,8 @@ class TuningJobs:
             AuditUnavailable: it could not be recorded; nothing was started.
         """
         self._audit.demand()
+        if spec.workers > self._hosts:
+            raise TuneWorkersTooMany(workers=spec.workers, hosts=self._hosts)
         async with self._submitting:
             run = await asyncio.to_thread(self._resolve, spec)
             folder = self._folder_of_run(run)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import aiohttp
 from starlette.types import ASGIApp
 
-from appliance.cluster import environment, ports, prove
+from appliance.cluster import environment, node_file, ports, prove
 from appliance.cluster.jobs import Jobs as ClusterJobs
-from appliance.errors import RecordMissing
-from appliance.gateway import internal, release_catalogue
+from appliance.cluster.node_file import GatewayNode
+from appliance.errors import AdapterRefused, RecordMissing
+from appliance.gateway import internal, nodes, release_catalogue, site_doors
 from appliance.gateway.adapters_admin import Adapters, Bring, Egress, Probe, Verb
 from appliance.gateway.admin import Admin
 from appliance.gateway.app import Gateway
@@ -27,11 +30,16 @@ from appliance.gateway.identity import Identities
 from appliance.gateway.inference import Inference
 from appliance.gateway.limits import Allowance
 from appliance.gateway.model_service import ModelService
+from appliance.gateway.nodes import Heartbeats, Node, NodeWatch
 from appliance.gateway.ray_console import RayConsole
+from appliance.gateway.reconciler import Clear, Order, Reconciler
+from appliance.gateway.replicas import Reach
 from appliance.gateway.routes import ROUTES
 from appliance.gateway.secret_files import ensure_secret, read_secret
 from appliance.gateway.sessions import Sessions
-from appliance.gateway.tuning_jobs import RayJobs, Register, TuningJobs
+from appliance.gateway.site_doors import DomainDoor
+from appliance.gateway.tuning_jobs import NoTuning, RayJobs, Register, TuningJobs
+from appliance.i18n import _
 from appliance.layout import Home
 from appliance.ledger.log import Ledger
 from appliance.registry import Adapter, Job, Registry
@@ -45,10 +53,23 @@ _KEEP_ALIVE_S = 15.0
 
 
 @dataclass(frozen=True)
+class Far:
+    """What differs where the model server and Ray are on other hosts: a site.
+
+    ``domains`` are the trust domains, the one that serves first; ``clear`` decides on adapters.
+    """
+
+    domains: tuple[DomainDoor, ...]
+    clear: Clear
+    reach: Reach = site_doors.relay
+
+
+@dataclass(frozen=True)
 class Neighbours:
     """What the gateway works with, of the rest of the appliance.
 
     ``serve`` and ``ray`` are the base URLs of Serve's proxy and of Ray's dashboard.
+    ``tuning_hosts`` is on how many hosts a job can run at once. ``far`` is None embedded.
     """
 
     serve: str
@@ -60,6 +81,8 @@ class Neighbours:
     retire: Verb
     probes: Mapping[str, Probe] = field(default_factory=dict)
     allowance: Allowance = field(default_factory=Allowance)
+    tuning_hosts: int = 1
+    far: Far | None = None
 
 
 def neighbours(home: Home, registry: Registry) -> Neighbours:
@@ -85,6 +108,48 @@ def neighbours(home: Home, registry: Registry) -> Neighbours:
     )
 
 
+def site_neighbours(home: Home, registry: Registry, node: GatewayNode) -> Neighbours:
+    """Those of a site's gateway: the domain that serves and the one that tunes, which may be the
+    same, each behind the relays of its hosts. Raises :class:`OSError` where credentials are amiss.
+    """
+    serving = DomainDoor.of(home, node.serving)
+    tuning = None if node.tuning is None else DomainDoor.of(home, node.tuning)
+    doors = {door.domain.domain: door for door in (serving, tuning) if door is not None}
+    for door in doors.values():
+        door.trust  # noqa: B018 - what is missing is said at the start
+    jobs = {
+        name: ClusterJobs(door.dashboard, door.token, door.trust) for name, door in doors.items()
+    }
+    probes: dict[str, Probe] = {"gateway": prove.probe_here}
+    for name, client in jobs.items():
+        probes[f"ray-task@{name}"] = partial(prove.prove_from_task_of_job, home, client)
+        probes[f"ray-job@{name}"] = partial(prove.prove_from_ray_job, home, client)
+    return replace(
+        neighbours(home, registry),
+        serve=serving.serve,
+        ray=serving.dashboard,
+        jobs=NoTuning() if tuning is None else jobs[tuning.domain.domain],
+        probes=probes,
+        tuning_hosts=1 if tuning is None else len(tuning.domain.nodes),
+        far=Far(tuple(doors.values()), lambda name, digest: clear(home, registry, name, digest)),
+    )
+
+
+def clear(home: Home, registry: Registry, name: str, digest: str) -> Order:
+    """Verify in full an adapter that replicas are to load, and say what they are to load.
+
+    Raises :class:`RecordMissing` and :class:`AdapterRefused`.
+    """
+    from appliance.tuning import adapters
+
+    record = registry.adapters.get(name)
+    if record.digest != digest:
+        raise AdapterRefused(name=name, reason=_("Another version of it is registered by now."))
+    folder = adapters.verify(home, registry, name, record.base_digest)
+    signer = adapters.public_key(home).read_text(encoding="ascii")
+    return Order(str(folder), digest, signer)
+
+
 def bring(home: Home, registry: Registry, release_id: str, name: str) -> Adapter:
     """Register the adapter ``name`` of a release folder; see :func:`tuning.adapters.bring`.
 
@@ -107,8 +172,13 @@ async def gateway(home: Home) -> AsyncIterator[ASGIApp]:
     Raises the registry's and the ledger's errors where they cannot be opened: without identities
     and a record there is no service.
     """
+    node = node_file.read_if_any(home)
     with Registry.open(home) as registry:
-        async with assembled(home, registry, neighbours(home, registry)) as app:
+        if node is None or node.gateway is None:
+            beside = neighbours(home, registry)
+        else:
+            beside = site_neighbours(home, registry, node.gateway)
+        async with assembled(home, registry, beside) as app:
             yield app
 
 
@@ -117,20 +187,17 @@ async def assembled(home: Home, registry: Registry, beside: Neighbours) -> Async
     """The gateway between ``registry`` and the neighbours given."""
     async with AsyncExitStack() as stack:
         audit = await stack.enter_async_context(Audit(Ledger.open(home).append))
-        session = await stack.enter_async_context(_client())
         await _enter_release(home, registry, audit)
-        jobs = TuningJobs(home, registry, beside.jobs, beside.register, audit)
+        jobs = TuningJobs(
+            home, registry, beside.jobs, beside.register, audit, hosts=beside.tuning_hosts
+        )
         await stack.enter_async_context(jobs)
         identities, sessions = Identities(registry.api_keys.authenticate), Sessions()
-        serve_key = ensure_secret(environment.serve_key(home))
-        token = read_secret(environment.ray_token(home))
-        service = await stack.enter_async_context(
-            ModelService(session, beside.serve, beside.ray, token, serve_key)
-        )
-        serve = internal.ServeInternal(service)
+        upstream = await stack.enter_async_context(_upstream(home, beside, audit))
+        session, service, serve = upstream.session, upstream.service, upstream.serving
         parts = (
             Inference(service, audit),
-            RayConsole(session, beside.ray, token),
+            RayConsole(session, beside.ray, upstream.token),
             Console(identities, sessions, audit),
             FineTuning(registry, jobs),
             Adapters(
@@ -149,10 +216,61 @@ async def assembled(home: Home, registry: Registry, beside: Neighbours) -> Async
                 audit=audit,
                 jobs=jobs,
                 serve=serve,
-                nodes=lambda: internal.nodes(session, beside.ray, token),
+                nodes=upstream.nodes,
             ),
         )
         yield Gateway(handlers(parts), identities, sessions, audit, beside.allowance)
+
+
+@dataclass(frozen=True)
+class _Upstream:
+    """The gateway's ways to the model server and to Ray."""
+
+    session: aiohttp.ClientSession
+    token: str
+    service: ModelService
+    serving: internal.Serving
+    nodes: Callable[[], Awaitable[list[Node]]]
+
+
+@asynccontextmanager
+async def _upstream(home: Home, beside: Neighbours, audit: Audit) -> AsyncIterator[_Upstream]:
+    far = beside.far
+    async with AsyncExitStack() as stack:
+        if far is None:
+            session = await stack.enter_async_context(_client())
+            token = read_secret(environment.ray_token(home))
+            key = ensure_secret(environment.serve_key(home))
+            service = await stack.enter_async_context(
+                ModelService(session, beside.serve, beside.ray, token, key)
+            )
+
+            async def beside_us() -> list[Node]:
+                return [each.node for each in await nodes.listed(session, beside.ray, token)]
+
+            yield _Upstream(session, token, service, internal.ServeInternal(service), beside_us)
+            return
+        watches = []
+        sessions = {}
+        for door in far.domains:
+            own = sessions[door] = await stack.enter_async_context(_client(door.trust))
+            heartbeats = Heartbeats(door.domain.domain, door.domain.nodes)
+            watch = NodeWatch(own, door.dashboard, door.token, heartbeats)
+            watches.append(await stack.enter_async_context(watch))
+        door = far.domains[0]
+        session = sessions[door]
+        service = await stack.enter_async_context(
+            ModelService(
+                session, beside.serve, beside.ray, door.token, door.serve_key, relay=far.reach
+            )
+        )
+        remembered = home.registry.parent / "served-adapters.json"
+        serving = await stack.enter_async_context(Reconciler(service, audit, far.clear, remembered))
+
+        async def of_all_domains() -> list[Node]:
+            return [node for watch in watches for node in watch.nodes()]
+
+        yield _Upstream(session, door.token, service, serving, of_all_domains)
 
 
 def handlers(parts: tuple[Any, ...]) -> dict[str, Handler]:
@@ -171,14 +289,16 @@ async def _enter_release(home: Home, registry: Registry, audit: Audit) -> None:
         audit.note(event)
 
 
-def _client() -> aiohttp.ClientSession:
-    """Connections to the services inside: no cookies, no proxies, no decompression, no total time
-    limit (a model may think for long), 5 s to connect."""
+def _client(trust: ssl.SSLContext | None = None) -> aiohttp.ClientSession:
+    """Connections to the services inside, over TLS where ``trust`` is given: no cookies, no
+    proxies, no decompression, no total time limit (a model may think for long), 5 s to connect."""
     return aiohttp.ClientSession(
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=5),
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S),
+        connector=aiohttp.TCPConnector(
+            limit=0, keepalive_timeout=_KEEP_ALIVE_S, ssl=trust if trust is not None else True
+        ),
         skip_auto_headers={"User-Agent", "Accept-Encoding"},
     )

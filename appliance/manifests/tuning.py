@@ -101,6 +101,12 @@ class TuningSpec(_Strict):
 
     steps: int = Field(default=40, ge=1, le=1_000_000, description="Optimiser steps.")
     batch_rows: int = Field(default=16, ge=1, le=1024, description="Rows of a step.")
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Hosts that share the rows of a step; the loss is the same but for rounding.",
+    )
     max_length: int = Field(
         default=256, ge=8, le=131_072, description="Longer rows are left out, counted."
     )
@@ -118,5 +124,13 @@ class TuningSpec(_Strict):
         if self.warmup_steps >= self.steps and self.warmup_steps:
             raise ValueError(
                 f"warmup_steps ({self.warmup_steps}) must be below steps ({self.steps})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _every_worker_has_a_row(self) -> Self:
+        if self.workers > self.batch_rows:
+            raise ValueError(
+                f"workers ({self.workers}) must not exceed batch_rows ({self.batch_rows})"
             )
         return self

@@ -42,15 +42,27 @@ class ApiKeys:
         Raises:
             RecordInvalid: ``name`` is not 1–64 letters, digits or ``. _ @ -``.
         """
+        identifier, secret = secrets.token_hex(8), secrets.token_hex(32)
+        record = self._add(name, role, identifier, secret)
+        return record, f"sov-{identifier}-{secret}"
+
+    def adopt(self, name: str, role: Role, plaintext: str) -> ApiKey:
+        """Enter a key that was made elsewhere in the form of :meth:`create`'s.
+
+        Raises:
+            RecordInvalid: ``name`` or ``plaintext`` has another form.
+        """
+        match = _PLAINTEXT.fullmatch(plaintext)
+        if match is None:
+            raise RecordInvalid(kind="key", name=repr(name), reason="it is not an API key")
+        return self._add(name, role, *match.groups())
+
+    def _add(self, name: str, role: Role, identifier: str, secret: str) -> ApiKey:
         if not _NAME.fullmatch(name):
             raise RecordInvalid(
                 kind="key", name=repr(name), reason="a name is 1 to 64 of A-Z a-z 0-9 . _ @ -"
             )
-        identifier, secret, salt = (
-            secrets.token_hex(8),
-            secrets.token_hex(32),
-            secrets.token_bytes(16),
-        )
+        salt = secrets.token_bytes(16)
         row = ApiKeyRow(
             id=identifier,
             name=name,
@@ -63,8 +75,7 @@ class ApiKeys:
         with self._sessions.write() as session:
             session.add(row)
             session.flush()
-            record = _record(row)
-        return record, f"sov-{identifier}-{secret}"
+            return _record(row)
 
     def authenticate(self, plaintext: str) -> ApiKey | None:
         """The key ``plaintext`` proves, or None if it is malformed, unknown, wrong or revoked.

@@ -1,7 +1,8 @@
-"""Which adapters are served, pinned by digest, surviving the replica's death.
+"""Which adapters a replica serves, pinned by digest; embedded, surviving the replica's death.
 
 Every load verifies first, also those a new replica does by itself from what the old one left in
-``run/loaded-adapters.json``: meanwhile an adapter may have been retired or its files changed.
+``run/loaded-adapters.json``: meanwhile an adapter may have been retired or its files changed. On a
+site a replica remembers nothing: the gateway tells each one, new or old, what to load.
 """
 
 from __future__ import annotations
@@ -23,13 +24,18 @@ _log = logging.getLogger(__name__)
 
 
 class AdapterPin(BaseModel):
-    """An adapter to serve: its name, its folder and the digest it was registered under."""
+    """An adapter to serve: its name, its folder and the digest it was registered under.
+
+    ``signer`` is the public key, PEM, that it must be signed with: the gateway says so to hosts of
+    a site, which do not have the registry. Embedded there is none, and the registry is asked.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     path: Path
     digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+    signer: str | None = Field(default=None, max_length=4096)
 
 
 class _Pins(BaseModel):
@@ -42,15 +48,17 @@ Verify = Callable[[AdapterPin], None]
 
 @dataclass
 class ServedAdapters:
-    """The adapters loaded in one engine."""
+    """The adapters loaded in one engine. ``file`` is where they are remembered, if they are."""
 
     engine: Engine
     verify: Verify
-    file: Path
+    file: Path | None
     pins: dict[str, AdapterPin] = field(default_factory=dict)
 
     async def restore(self) -> None:
         """Load what was loaded before; an adapter that no longer passes is left out, and logged."""
+        if self.file is None:
+            return
         try:
             remembered = _Pins.model_validate_json(self.file.read_bytes()).adapters
         except FileNotFoundError:
@@ -84,6 +92,8 @@ class ServedAdapters:
         self.pins[pin.name] = pin
 
     def _remember(self) -> None:
+        if self.file is None:
+            return
         content = _Pins(adapters=list(self.pins.values())).model_dump_json(indent=1)
         self.file.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=self.file.parent, prefix=".adapters-")

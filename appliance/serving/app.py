@@ -7,9 +7,9 @@ beside it could otherwise ask past identity, quota and audit. Prompts and answer
 | --- | --- |
 | ``GET /v1/models`` | the base model and each loaded adapter as ``base:adapter`` |
 | ``POST /v1/chat/completions``, ``POST /v1/completions`` | OpenAI's shapes, whole or as SSE |
-| ``POST /internal/adapters/{name}`` ``{"path", "digest"}`` | 204; 409 with a reason if refused |
+| ``POST /internal/adapters/{name}`` :class:`_AdapterBody` | 204; 409 with a reason if refused |
 | ``DELETE /internal/adapters/{name}`` | 204; 404 |
-| ``POST /internal/probe`` ``{"host", "port"}`` of the control | ``egress.probe`` results |
+| ``POST /internal/probe`` ``{"host", "port"}`` of a control or nothing | ``egress.probe`` results |
 | ``GET /internal/state`` | :class:`ServingState` |
 """
 
@@ -28,7 +28,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from appliance.cluster import ports
+from appliance.cluster import ports, prove
 from appliance.egress.probe import Listener, probe_all
 from appliance.engines.engine import AdapterUnusable, EngineFailure, UnknownAdapter
 from appliance.errors import ApplianceError
@@ -58,6 +58,7 @@ class ServingState(BaseModel):
     """``GET /internal/state``."""
 
     model: str
+    release: str
     adapters: list[AdapterPin]
     requests: int
     places: int
@@ -70,13 +71,14 @@ class _AdapterBody(BaseModel):
 
     path: Path
     digest: str
+    signer: str | None = None
 
 
 class _ProbeBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     host: str = ports.HOST
-    port: int = Field(default=ports.PROBE_CONTROL, ge=1, le=65535)
+    port: int = Field(ge=1, le=65535)
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,9 @@ class GatewayOnly:
         await self.app(scope, receive, send)
 
 
-def build_app(answers: Answers, served: ServedAdapters, key: bytes, created: int) -> FastAPI:
+def build_app(
+    answers: Answers, served: ServedAdapters, key: bytes, *, created: int, release: str
+) -> FastAPI:
     """The ingress. ``created`` is when the model was made, in Unix seconds.
 
     On start-up it loads the adapters that were loaded before, so that a new replica is ready for
@@ -119,7 +123,7 @@ def build_app(answers: Answers, served: ServedAdapters, key: bytes, created: int
     app.add_middleware(GatewayOnly, key=key)
     _explain_errors(app)
     _openai_routes(app, answers, created)
-    _internal_routes(app, answers, served)
+    _internal_routes(app, answers, served, release)
     return app
 
 
@@ -156,12 +160,12 @@ def _openai_routes(app: FastAPI, answers: Answers, created: int) -> None:
         return _json(completion_answer(answer, text, reason))
 
 
-def _internal_routes(app: FastAPI, answers: Answers, served: ServedAdapters) -> None:
+def _internal_routes(app: FastAPI, answers: Answers, served: ServedAdapters, release: str) -> None:
     @app.post("/internal/adapters/{name}")
     async def load(name: str, request: Request) -> Response:
         body = parse(_AdapterBody, await request.body())
         try:
-            pin = AdapterPin(name=name, path=body.path, digest=body.digest)
+            pin = AdapterPin(name=name, **body.model_dump())
         except ValidationError as error:
             raise RequestRefused(400, str(error.errors()[0]["msg"]), code="invalid_value") from None
         await served.load(pin)
@@ -174,8 +178,12 @@ def _internal_routes(app: FastAPI, answers: Answers, served: ServedAdapters) -> 
 
     @app.post("/internal/probe")
     async def probe(request: Request) -> Response:
-        wanted = parse(_ProbeBody, await request.body() or b"{}")
-        results = await asyncio.to_thread(probe_all, Listener(wanted.host, wanted.port))
+        body = await request.body()
+        if body:
+            wanted = parse(_ProbeBody, body)
+            results = await asyncio.to_thread(probe_all, Listener(wanted.host, wanted.port))
+        else:
+            results = await asyncio.to_thread(prove.probe_here)
         return JSONResponse([asdict(result) for result in results])
 
     @app.get("/internal/state")
@@ -183,6 +191,7 @@ def _internal_routes(app: FastAPI, answers: Answers, served: ServedAdapters) -> 
         return _json(
             ServingState(
                 model=answers.model_name,
+                release=release,
                 adapters=list(served.pins.values()),
                 requests=answers.admission.taken,
                 places=answers.admission.places,

@@ -21,7 +21,8 @@ import errno
 import hmac
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
@@ -56,6 +57,10 @@ from appliance.tuning.run import Result, RunFolder
 SIGNATURE = "adapter.oms.json"
 CARD = "card.json"
 _FILES = frozenset({"adapter_model.safetensors", "adapter_config.json", CARD})
+
+
+Revoked = Callable[[Mapping[str, str]], None]
+"""Raises if anything of an adapter (its files' digests by name) was taken back."""
 
 
 class Purpose(Enum):
@@ -228,17 +233,33 @@ def _finished(folder: RunFolder) -> tuple[AdapterCard, dict[str, str]]:
     return card, files
 
 
-def _check_content(home: Home, record: Adapter) -> Path:
-    """The folder of ``record``, if what is in it is what was registered and signed."""
-    name = record.name
-    folder = _place(home, record.digest)
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What is said of an adapter: name, digest of its files and of its base, and who signed it
+    (public key, PEM)."""
+
+    name: str
+    digest: str
+    base_digest: str
+    signer: bytes
+
+
+def verify_signed(home: Home, claim: Claim, revoked: Revoked) -> Path:
+    """The folder of an adapter that is, file for file, what is claimed and was signed.
+
+    Nothing is asked of the registry, so a host that has none can verify what it is told to load.
+    Raises :class:`AdapterRefused`, and what ``revoked`` raises.
+    """
+    name = claim.name
+    folder = _place(home, claim.digest)
     try:
         files = _exact_files(folder)
-        if not hmac.compare_digest(tree_digest(files), record.digest):
+        if not hmac.compare_digest(tree_digest(files), claim.digest):
             raise AdapterRefused(name=name, reason=_("Its files are not the ones registered."))
-        pem = public_key(home).read_bytes()
-        _refuse_revoked(home, record, files, pem)
-        signed = model_signature.verify((folder / SIGNATURE).read_bytes(), _hex(files), pem)
+        revoked(files)
+        signed = model_signature.verify(
+            (folder / SIGNATURE).read_bytes(), _hex(files), claim.signer
+        )
         card = AdapterCard.model_validate_json((folder / CARD).read_bytes())
     except model_signature.ModelSignatureInvalid as error:
         raise AdapterRefused(
@@ -249,9 +270,28 @@ def _check_content(home: Home, record: Adapter) -> Path:
         raise AdapterRefused(
             name=name, reason=_("Its files are not as they were signed: {0}.").format(reason)
         ) from error
-    if (signed, card.name, card.base.digest) != (name, name, record.base_digest):
+    if (signed, card.name) != (name, name):
         raise AdapterRefused(name=name, reason=_("Its card is that of another adapter."))
+    if card.base.digest != claim.base_digest:
+        raise AdapterRefused(name=name, reason=_("It was trained on another base model."))
     return folder
+
+
+def _check_content(home: Home, record: Adapter) -> Path:
+    """The folder of ``record``, if what is in it is what was registered and signed."""
+    try:
+        pem = public_key(home).read_bytes()
+    except OSError as error:
+        raise AdapterRefused(
+            name=record.name,
+            reason=_("Its files are not as they were signed: {0}.").format(error.strerror),
+        ) from error
+
+    def revoked(files: Mapping[str, str]) -> None:
+        _refuse_revoked(home, record, files, pem)
+
+    claim = Claim(record.name, record.digest, record.base_digest, pem)
+    return verify_signed(home, claim, revoked)
 
 
 def _refuse_revoked(home: Home, record: Adapter, files: Mapping[str, str], pem: bytes) -> None:

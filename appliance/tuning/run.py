@@ -60,10 +60,14 @@ class Run(_Strict):
     def digest(self) -> str:
         """What makes two runs the same run: the spec and the content, not where it lies.
 
-        A checkpoint carries this digest and is resumed only under the same one.
+        A checkpoint carries this digest and is resumed only under the same one. One worker goes
+        without saying, as it did before there could be more.
         """
+        spec = self.spec.model_dump(mode="json")
+        if spec["workers"] == 1:
+            del spec["workers"]
         identity: dict[str, Any] = {
-            "spec": self.spec.model_dump(mode="json"),
+            "spec": spec,
             "base": self.base.digest,
             "dataset": self.dataset.digest,
         }

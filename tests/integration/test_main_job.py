@@ -99,7 +99,7 @@ def test_the_gateway_knows_where_serve_listens(appliance: Appliance) -> None:
     import httpx
 
     from appliance.cluster import ports
-    from appliance.gateway.model_service import replica_of
+    from appliance.gateway.replicas import replicas_of
 
     endpoint = appliance.ask("status")["endpoint"]
     trusted = ssl.create_default_context(cafile=appliance.home / "tls" / "ca.pem")
@@ -107,9 +107,9 @@ def test_the_gateway_knows_where_serve_listens(appliance: Appliance) -> None:
     with httpx.Client(verify=trusted, trust_env=False, base_url=endpoint) as client:
         client.post("/login", data={"key": key}, headers={"Origin": endpoint})
         details = client.get("/ray/api/serve/applications/").json()
-    replica = replica_of(details)
-    assert replica is not None, details
-    assert int(replica.rpartition(":")[2]) in ports.REPLICAS
+    found = replicas_of(details)
+    assert found, details
+    assert [each.port in ports.REPLICAS for each in found] == [True]
 
 
 def test_a_tampered_bundle_is_refused_and_nothing_changes(appliance: Appliance) -> None:

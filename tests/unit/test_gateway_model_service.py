@@ -15,7 +15,8 @@ from aiohttp.test_utils import TestServer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.gateway.model_service import ModelService, replica_of
+from appliance.gateway.model_service import ModelService
+from appliance.gateway.replicas import replicas_of
 
 KEY, TOKEN = "s" * 64, "r" * 64
 
@@ -150,5 +151,5 @@ _JSON = st.recursive(
 
 @given(_JSON)
 def test_whatever_the_dashboard_says_names_a_replica_or_none(content: Any) -> None:
-    assert replica_of(content) is None
-    assert replica_of({"target_groups": content}) is None
+    assert not replicas_of(content)
+    assert not replicas_of({"target_groups": content})

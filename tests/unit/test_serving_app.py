@@ -104,7 +104,7 @@ def served(engine, tmp_path):
 
 @pytest.fixture
 async def client(engine, served):
-    app = build_app(Answers(engine, "base", Admission(2)), served, KEY, created=1)
+    app = build_app(Answers(engine, "base", Admission(2)), served, KEY, created=1, release="demo")
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app),
         base_url="http://serve",
