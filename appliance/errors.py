@@ -920,7 +920,8 @@ class SiteGatewaySilent(ApplianceError):
     what = N_("The gateway of site {site} does not answer at {url}.")
     why = N_("{reason}")
     fix = N_(
-        "Look at it with 'ssh {user}@{address} journalctl -u sovctl-gateway -n 50', and see that this machine may reach that address."
+        "Read 'ssh {user}@{address} journalctl -u sovctl-gateway -n 50', and see that this machine "
+        "may reach that address; then run the same command again."
     )
 
 

@@ -246,7 +246,7 @@ def _only_here(**given: bool) -> None:
         if is_given:
             option = f"--{name.replace('_', '-')}"
             text = _(
-                "{option} is for an installation on this machine; site.yaml says it for a site."
+                "{option} is for an installation on this machine, not for a site."
             )
             raise click.UsageError(text.format(option=option))
 

@@ -1,4 +1,4 @@
-"""``sovctl plan`` and ``sovctl install`` with ``--site``: the bundle goes to the hosts of a site."""
+"""``sovctl plan`` and ``install`` with ``--site``: the bundle goes to the hosts of a site."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Wanted:
 
 
 def plan_site(console: Console, wanted: Wanted) -> int:
-    """Say what installing would do on every host; change nothing there. Status 4 if one is unfit."""
+    """Say what installing would do on every host; change nothing there. 4 if one is unfit."""
     with _opened(console, wanted, "sovctl plan") as (site, installation, preflight):
         report = preflight.look(console)
         decided = installation.plan()
@@ -52,11 +52,8 @@ def plan_site(console: Console, wanted: Wanted) -> int:
         "hosts": _changes_json(foretold),
         "check_mode_error": trouble.as_json() if trouble else None,
     }
-    parts = [
-        plan_text(site, decided),
-        preflight.table(report),
-        _changes_text(site, foretold, trouble),
-    ]
+    changes = _changes_text(site, foretold, trouble)
+    parts = [plan_text(site, decided), preflight.table(report), changes]
     console.result(value, "\n\n".join(part for part in parts if part))
     return 4 if report.failed else 0
 
@@ -88,9 +85,14 @@ class _Preflight:
 
     def table(self, report: Report) -> str:
         """The findings as people read them."""
-        from appliance.provision.plan_table import findings_table
-
-        return findings_table(report)
+        lines = [_("Checks:")]
+        for finding in report.findings:
+            if finding.level == "pass":
+                continue
+            lines.append(f"  {finding.host:<12} {finding.level:<5} {finding.check}: {finding.text}")
+            if finding.remedy:
+                lines.append(f"        → {finding.remedy}")
+        return "\n".join(lines) if len(lines) > 1 else _("Every check passed on every host.")
 
 
 @contextmanager

@@ -1,8 +1,9 @@
-"""``sovctl site host-keys`` and ``sovctl site break-lock``: trust in a site's hosts, and their locks."""
+"""``sovctl site host-keys`` and ``break-lock``: trust in a site's hosts, and their locks."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from appliance.i18n import _
 from appliance.layout import Home, SitePlace
 
 if TYPE_CHECKING:
+    from appliance.manifests.site import Site
     from appliance.provision.host_keys import Ask, HostKey
 
 _FILE = click.Path(path_type=Path)
@@ -65,11 +67,7 @@ def host_keys(console: Console, site_file: Path, accept: tuple[str, ...]) -> Non
         accepted = parse_accept(accept)
     except ValueError as error:
         raise click.BadParameter(_("{text} is not HOST=SHA256:…").format(text=error)) from error
-    unknown = sorted(accepted.keys() - {host.name for host in site.hosts})
-    if unknown:
-        raise click.BadParameter(
-            _("{file} has no host {name}").format(file=site_file, name=unknown[0])
-        )
+    _refuse_unknown(site, accepted)
     home = Home.from_environment()
     place = SitePlace(home, site.name)
     claim(home)
@@ -106,11 +104,7 @@ def break_lock(console: Console, site_file: Path, hosts: tuple[str, ...], *, yes
     from appliance.provision.ssh import connections
 
     site = load(Site, site_file)
-    unknown = sorted(set(hosts) - {host.name for host in site.hosts})
-    if unknown:
-        raise click.BadParameter(
-            _("{file} has no host {name}").format(file=site_file, name=unknown[0])
-        )
+    _refuse_unknown(site, hosts)
     if not yes:
         if not sys.stdin.isatty():
             reason = _("Another operator's run may be under way.")
@@ -131,3 +125,10 @@ def break_lock(console: Console, site_file: Path, hosts: tuple[str, ...], *, yes
         for name, held in had.items()
     ]
     console.result(had, "\n".join(lines))
+
+
+def _refuse_unknown(site: Site, named: Iterable[str]) -> None:
+    unknown = sorted(set(named) - {host.name for host in site.hosts})
+    if unknown:
+        text = _("site {site} has no host {name}").format(site=site.name, name=unknown[0])
+        raise click.BadParameter(text)

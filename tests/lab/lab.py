@@ -34,7 +34,14 @@ from typing import Any
 
 from tests.lab import root as trees
 from tests.lab.network import (
-    CONTROLLER, FIRST_HOST, NETWORKS, Fabric, Internet, address, address_v6, namespaces,
+    CONTROLLER,
+    FIRST_HOST,
+    NETWORKS,
+    Fabric,
+    Internet,
+    address,
+    address_v6,
+    namespaces,
 )  # fmt: skip
 
 HOME = "/var/lib/sovctl"
