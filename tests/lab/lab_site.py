@@ -48,7 +48,7 @@ def write_site(lab: Lab, folder: Path, content: dict[str, Any] | None = None) ->
     return path
 
 
-def _host(lab: Lab, host: Host, domain: str, head: bool, user: str) -> dict[str, Any]:  # noqa: FBT001
+def _host(lab: Lab, host: Host, domain: str, head: bool, user: str) -> dict[str, Any]:
     return {
         "name": host.name,
         "roles": ["ray_head", "ray_worker"] if head else ["ray_worker"],
