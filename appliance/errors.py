@@ -906,6 +906,14 @@ class PlaybookFailed(ApplianceError):
     fix = N_("Read its last lines ('tail {log}'), then run the same command again.")
 
 
+class SiteAmbiguous(ApplianceError):
+    code = "site-ambiguous"
+    exit_code = ExitCode.USAGE
+    what = N_("Several sites are installed from here: {sites}.")
+    why = N_("The command does not say which of them it means.")
+    fix = N_("Add '--site NAME', or set SOVCTL_SITE.")
+
+
 class HostsNotReady(ApplianceError):
     code = "hosts-not-ready"
     exit_code = ExitCode.PRECONDITION
