@@ -56,7 +56,7 @@ def _pythons() -> list[str]:
 @pytest.mark.parametrize("python", _pythons())
 def test_every_fact_can_be_read_on_a_machine_in_order(python: str, tmp_path: Path) -> None:
     facts, raw = probe(tmp_path, python)
-    # What may be missing on a desk: systemd as process 1, a login shell's services, an installation.
+    # What a desk may lack: systemd as process 1, Debian's tools, an installation.
     missing = {name for name, value in raw.items() if value is None}
     assert missing <= {"services", "packages", "firewall", "installed"}
     assert facts.system.machine == os.uname().machine
