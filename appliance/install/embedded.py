@@ -210,7 +210,7 @@ class Installation:
         execute(plan, self._acts(), self._go_back, self._journal, progress)
         self._bundle.remember()
 
-    def _acts(self) -> Mapping[Phase, Act]:
+    def _acts(self) -> Mapping[str, Act]:
         return {
             Phase.PREFLIGHT: self._preflight,
             Phase.BLOBS: self._blobs,
