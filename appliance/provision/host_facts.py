@@ -380,7 +380,7 @@ def _connections(asked: Asked) -> "List[Dict[str, Any]]":
             {"name": name, "address": address, "port": port, "outcome": outcome, "segment": segment}
         )
 
-    targets = asked.get("connect", [])[:200]
+    targets = [(str(name), str(at), int(port)) for name, at, port in asked.get("connect", [])[:200]]
     threads = [threading.Thread(target=attempt, args=target, daemon=True) for target in targets]
     for thread in threads:
         thread.start()
@@ -499,8 +499,8 @@ def _folders(asked: Asked) -> "List[Dict[str, Any]]":
     def look(path: str) -> None:
         try:
             found[path] = _folder(path)
-        except OSError:
-            pass
+        except Exception:
+            pass  # it is left out
 
     threads = [threading.Thread(target=look, args=(path,), daemon=True) for path in paths]
     for thread in threads:
