@@ -190,7 +190,7 @@ def test_only_what_is_meant_to_listens_to_others(site: InstalledSite) -> None:
 
 
 def test_the_relay_wants_a_certificate(site: InstalledSite) -> None:
-    """From the gateway's host, whom the firewall lets through: without the client's key, nothing."""
+    """From the gateway's host, whom the firewall lets through, but without its key."""
     ask = (
         "import socket, ssl, sys\n"
         "context = ssl._create_unverified_context()\n"
