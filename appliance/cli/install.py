@@ -245,9 +245,7 @@ def _only_here(**given: bool) -> None:
     for name, is_given in given.items():
         if is_given:
             option = f"--{name.replace('_', '-')}"
-            text = _(
-                "{option} is for an installation on this machine, not for a site."
-            )
+            text = _("{option} is for an installation on this machine, not for a site.")
             raise click.UsageError(text.format(option=option))
 
 
