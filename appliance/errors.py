@@ -776,6 +776,14 @@ class NoSuchLog(ApplianceError):
 # --- sites: hosts over SSH ----------------------------------------------------------------------
 
 
+class SiteFileExists(ApplianceError):
+    code = "site-file-exists"
+    exit_code = ExitCode.USAGE
+    what = N_("{path} is there already.")
+    why = N_("A site file is written by hand after it was drafted; it is not replaced by itself.")
+    fix = N_("Give another name with --out, or --force to replace it.")
+
+
 class HostUnreachable(ApplianceError):
     code = "host-unreachable"
     exit_code = ExitCode.PRECONDITION
@@ -896,6 +904,14 @@ class PlaybookFailed(ApplianceError):
     what = N_("Ansible ended with status {status} before it reached a host.")
     why = N_("What it said is in {log}.")
     fix = N_("Read its last lines ('tail {log}'), then run the same command again.")
+
+
+class SiteAmbiguous(ApplianceError):
+    code = "site-ambiguous"
+    exit_code = ExitCode.USAGE
+    what = N_("Several sites are installed from here: {sites}.")
+    why = N_("The command does not say which of them it means.")
+    fix = N_("Add '--site NAME', or set SOVCTL_SITE.")
 
 
 class HostsNotReady(ApplianceError):
