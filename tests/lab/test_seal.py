@@ -86,7 +86,7 @@ class Stage:
         folder = self.place.root
         done = self.lab.controller.run(
             [playbook, "-i", folder / "inventory.yml", "-e", extra, *options, folder / "play.yml"],
-            env=environment, check=False,
+            env=environment, check=False, timeout=120,
         )  # fmt: skip
         recap = {
             line.split()[0]: dict(pair.split("=") for pair in line.split()[2:])
