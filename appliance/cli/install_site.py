@@ -50,10 +50,11 @@ def plan_site(console: Console, wanted: Wanted) -> int:
         "site": site.name,
         "preflight": report.as_json(),
         "hosts": _changes_json(foretold),
+        "changes": preflight.changes(report, foretold),
         "check_mode_error": trouble.as_json() if trouble else None,
     }
-    changes = _changes_text(site, foretold, trouble)
-    parts = [plan_text(site, decided), preflight.table(report), changes]
+    tables = preflight.tables(report, foretold)
+    parts = [plan_text(site, decided), tables, _trouble_text(trouble)]
     console.result(value, "\n\n".join(part for part in parts if part))
     return 4 if report.failed else 0
 
@@ -83,16 +84,19 @@ class _Preflight:
 
         return examine(self._site, self._remotes, bundle_needs(self._manifest), progress)
 
-    def table(self, report: Report) -> str:
-        """The findings as people read them."""
-        lines = [_("Checks:")]
-        for finding in report.findings:
-            if finding.level == "pass":
-                continue
-            lines.append(f"  {finding.host:<12} {finding.level:<5} {finding.check}: {finding.text}")
-            if finding.remedy:
-                lines.append(f"        → {finding.remedy}")
-        return "\n".join(lines) if len(lines) > 1 else _("Every check passed on every host.")
+    def tables(self, report: Report, foretold: Outcome | None) -> str:
+        """The findings, and what would change on each host."""
+        from appliance.provision.needs import bundle_needs
+        from appliance.provision.plan_table import render
+
+        return render(report, foretold, bundle_needs(self._manifest))
+
+    def changes(self, report: Report, foretold: Outcome | None) -> Mapping[str, Any]:
+        """The latter for machines: bytes to write and changed tasks by role, for each host."""
+        from appliance.provision.needs import bundle_needs
+        from appliance.provision.plan_table import changes
+
+        return changes(report, foretold, bundle_needs(self._manifest))
 
 
 @contextmanager
@@ -168,20 +172,12 @@ def _changes_json(foretold: Outcome | None) -> dict[str, Any] | None:
     return {name: list(tally.changes) for name, tally in foretold.hosts.items()}
 
 
-def _changes_text(site: Site, foretold: Outcome | None, trouble: ApplianceError | None) -> str:
-    if foretold is None:
-        if trouble is None:
-            return ""
-        what, why, _fix = trouble.sentences()
-        text = _("What would change on the hosts is known only up to here: {what} {why}")
-        return text.format(what=what, why=why)
-    lines = [_("What would change on the hosts:")]
-    for host in site.hosts:
-        tally = foretold.hosts.get(host.name)
-        changes = tally.changes if tally else ()
-        lines.append(f"  {host.name:<12} {_count(changes)}")
-        lines += [f"    · {change}" for change in changes]
-    return "\n".join(lines)
+def _trouble_text(trouble: ApplianceError | None) -> str:
+    if trouble is None:
+        return ""
+    what, why, _fix = trouble.sentences()
+    text = _("What would change on the hosts is known only up to here: {what} {why}")
+    return text.format(what=what, why=why)
 
 
 def _count(changes: Sequence[str]) -> str:
