@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.cli.console import Console
 from appliance.cli.site_hosts import confirm_key
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, HostUnreachable
 from appliance.i18n import _
 from appliance.layout import Home, SitePlace
 
@@ -41,10 +41,13 @@ class Wanted:
 
 def plan_site(console: Console, wanted: Wanted) -> int:
     """Say what installing would do on every host; change nothing there. 4 if one is unfit."""
-    with _opened(console, wanted, "sovctl plan") as (site, installation, preflight):
-        report = preflight.look(console)
-        decided = installation.plan()
-        foretold, trouble = _foretell(installation, console)
+    try:
+        with _opened(console, wanted, "sovctl plan") as (site, installation, preflight):
+            report = preflight.look(console)
+            decided = installation.plan()
+            foretold, trouble = _foretell(installation, console)
+    except HostUnreachable as error:
+        return _without_plan(console, wanted, error)
     value = {
         **plan_json(decided),
         "site": site.name,
@@ -57,6 +60,24 @@ def plan_site(console: Console, wanted: Wanted) -> int:
     parts = [plan_text(site, decided), tables, _trouble_text(trouble)]
     console.result(value, "\n\n".join(part for part in parts if part))
     return 4 if report.failed else 0
+
+
+def _without_plan(console: Console, wanted: Wanted, error: HostUnreachable) -> int:
+    """One host is away, and its key was never seen: say how the others are all the same."""
+    from appliance.manifests.document import load
+    from appliance.manifests.site import Site
+    from appliance.provision.plan_table import findings_table
+    from appliance.provision.survey import survey
+
+    site = load(Site, wanted.site_file)
+    place = SitePlace(Home.from_environment(), site.name)
+    report = survey(site, place.known_hosts, console)
+    if not report.failed:
+        raise error
+    value = {"site": site.name, "preflight": report.as_json(), "error": error.as_json()}
+    text = _("There is no plan yet: {what}").format(what=error.sentences()[0])
+    console.result(value, f"{findings_table(report)}\n\n{text}")
+    return 4
 
 
 def install_site(console: Console, wanted: Wanted) -> None:
