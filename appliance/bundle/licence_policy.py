@@ -30,7 +30,7 @@ from license_expression import (
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
 from appliance.bundle.licences import licence_named
-from appliance.manifests.recipe import LicencePolicy
+from appliance.manifests.recipe import LicenceException, LicencePolicy
 
 POLICY_PROPERTY = "sovctl:licence-policy"
 """Where the bill of materials carries the policy a bundle was built under, as JSON."""
@@ -77,11 +77,24 @@ def _judge(component: Licensed, policy: LicencePolicy) -> Judged:
     culprit = _culprit(component, policy)
     if not culprit:
         return Judged(component, "allowed")
-    known = {component.name.casefold(), f"{component.name}=={component.version}".casefold()}
     for exception in policy.exceptions:
-        if exception.component.casefold() in known:
+        if _is_meant(component, exception) and not _culprit(component, _widened(policy, exception)):
             return Judged(component, "excepted", exception.reason)
     return Judged(component, "denied", culprit)
+
+
+def _is_meant(component: Licensed, exception: LicenceException) -> bool:
+    if exception.kind is not None and exception.kind != component.kind:
+        return False
+    known = {component.name.casefold(), f"{component.name}=={component.version}".casefold()}
+    return exception.component is None or exception.component.casefold() in known
+
+
+def _widened(policy: LicencePolicy, exception: LicenceException) -> LicencePolicy:
+    """The policy as it is for what an exception means."""
+    if not exception.licences:
+        return LicencePolicy()
+    return policy.model_copy(update={"allow": (*policy.allow, *exception.licences)})
 
 
 def _culprit(component: Licensed, policy: LicencePolicy) -> str:

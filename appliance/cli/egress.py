@@ -15,6 +15,8 @@ from appliance.layout import Home
 
 if TYPE_CHECKING:
     from appliance.egress.live import Observation
+    from appliance.egress.probe import ProbeResult
+    from appliance.layout import SitePlace
 
 
 @click.group()
@@ -23,12 +25,16 @@ def egress() -> None:
 
 
 @egress.command()
+@click.option("--site", help=_("The hosts of a site: its name, or its site.yaml."))
 @with_console
-def status(console: Console) -> int:
+def status(console: Console, site: str | None) -> int:
     """Look at the running seal, as recorded and as the kernel shows it now.
 
-    Sends nothing. Exit status 8 if it is not closed.
+    With --site: at the firewall of every host. Sends nothing. Exit status 8 if it is not closed.
     """
+    if site is not None:
+        return _site_verdict(console, site, attempts=False)
+
     from appliance.cluster import lifecycle
     from appliance.cluster.files import read_object
     from appliance.egress import live
@@ -76,12 +82,17 @@ def _describe(seen: Observation, recorded: dict[str, Any], *, closed: bool) -> s
 
 
 @egress.command()
+@click.option("--site", help=_("The hosts of a site: its name, or its site.yaml."))
 @with_console
-def prove(console: Console) -> int:
+def prove(console: Console, site: str | None) -> int:
     """Try to get out, from every place where code of the appliance runs.
 
-    Probes go to documentation addresses only. Exit status 8 unless the verdict is closed.
+    With --site: from every host as root and as the appliance's user, too. Probes go to
+    documentation addresses only. Exit status 8 unless the verdict is closed.
     """
+    if site is not None:
+        return _site_verdict(console, site, attempts=True)
+
     from appliance.cli.gateway_client import GatewayClient
 
     title = _("Probing from gateway, Serve replica, Ray task and Ray job")
@@ -92,14 +103,60 @@ def prove(console: Console) -> int:
     return int(ExitCode.OK if verdict.get("answer") == "closed" else ExitCode.VERDICT)
 
 
+def _site_verdict(console: Console, name_or_file: str, *, attempts: bool) -> int:
+    """Ask every host, and for a proof the gateway too, all at once."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from appliance.cli.site_option import open_site
+    from appliance.egress.verdict import judge
+    from appliance.install.secrets import record
+    from appliance.provision import proof
+    from appliance.provision.ssh import connections
+
+    site, place = open_site(name_or_file)
+    title = _("Probing {n} hosts and what runs on them").format(n=len(site.hosts))
+    with (
+        console.task(title, None, "steps"),
+        connections(site, place) as remotes,
+        ThreadPoolExecutor(1) as beside,
+    ):
+        asked = beside.submit(_gateway_places, place) if attempts else None
+        places = proof.examine(site, remotes, attempts=attempts)
+        if asked is not None:
+            places |= asked.result()
+    verdict = judge(places)
+    value: dict[str, Any] = {"site": site.name, **verdict.as_json()}
+    if attempts:
+        closed = verdict.answer == "closed"
+        subject = {"site": site.name, "verdict": verdict.answer, "places": str(len(places))}
+        record(place.home, "egress.prove", subject, "ok" if closed else "failed")
+    console.result(value, _table(value))
+    return int(ExitCode.OK if verdict.answer == "closed" else ExitCode.VERDICT)
+
+
+def _gateway_places(place: SitePlace) -> dict[str, tuple[ProbeResult, ...]]:
+    """What the site's gateway finds in its Ray cluster; unclear where it cannot be asked."""
+    from appliance.cli.site_option import site_gateway
+    from appliance.egress.probe import ProbeResult
+    from appliance.errors import ApplianceError
+    from appliance.provision.proof import gateway_places
+
+    try:
+        with site_gateway(place) as gateway:
+            return gateway_places(gateway.post("/admin/v1/egress/prove", {}))
+    except ApplianceError as error:
+        return {"gateway": (ProbeResult("seal", "gateway", "unclear", str(error)),)}
+
+
 def _table(verdict: dict[str, Any]) -> str:
     """One line a probe, grouped by place, then the answer."""
     lines = []
     for place in verdict.get("places", []):
         lines.append(f"{place['name']}: {place['answer']}")
+        width = max((len(result["probe"]) for result in place["results"]), default=0)
         for result in place["results"]:
-            shown = (result["probe"], result["target"], result["outcome"], result["detail"])
-            lines.append("  {:<12} {:<18} {:<14} {}".format(*shown))
+            shown = (result["target"], result["outcome"], result["detail"])
+            lines.append(f"  {result['probe']:<{width}} {{:<18}} {{:<14}} {{}}".format(*shown))
     meaning = {
         "closed": _("closed: nothing gets out, and the same probes reach a listener inside."),
         "open": _("OPEN: something got out, or a place is not sealed. Stop the appliance."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+_WIDE = 8  # bits: a route to more than 1/256 of all addresses is a way out, not to a network
 _KINDS = ("user", "net", "mnt", "pid", "ipc", "uts")
 
 
@@ -24,6 +25,11 @@ class Observation:
     seccomp: int
     no_new_privileges: bool
     capabilities: dict[str, str]
+
+    @property
+    def default_routes(self) -> list[str]:
+        """Those of ``routes`` that lead everywhere, or to a part of it too large for a network."""
+        return [route for route in self.routes if _leads_out(route)]
 
     @property
     def sealed(self) -> bool:
@@ -75,6 +81,21 @@ def parse_routes(ipv4: str, ipv6: str) -> list[str]:
     out = [f"{row[1]}/{row[7]} via {row[0]}" for row in rows if row[0] != "lo"]
     rows = [line.split() for line in ipv6.splitlines() if line.strip()]
     return out + [f"{row[0]}/{int(row[1], 16)} via {row[-1]}" for row in rows if row[-1] != "lo"]
+
+
+def _leads_out(route: str) -> bool:
+    """``DESTINATION/MASK via DEV`` as :func:`parse_routes` gives it.
+
+    IPv4's mask is 8 hexadecimal digits, least significant byte first; IPv6's length is a number.
+    Multicast (224.0.0.0/4, ff00::/8) stays on the link.
+    """
+    destination, _slash, rest = route.partition("/")
+    mask = rest.split(" ", 1)[0]
+    if len(destination) == 8:
+        length, multicast = int(mask, 16).bit_count(), destination.lower().endswith("e0")
+    else:
+        length, multicast = int(mask), destination.lower().startswith("ff")
+    return length < _WIDE and not multicast
 
 
 def mounts() -> list[Mount]:

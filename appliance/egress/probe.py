@@ -1,8 +1,17 @@
 """Try to get out, from inside any process. Sends nothing unless the seal is closed.
 
 Every attempt goes to an address reserved for documentation (RFC 5737 TEST-NET, RFC 3849), so that
-even an open seal would reach nobody; and before the first packet ``/proc`` must show that only
-loopback exists. If it does not, the one result is ``not-sealed`` and nothing is sent.
+even an open seal would reach nobody; and before the first packet ``/proc`` must show what the seal
+is made of. Embedded that is loopback and nothing else. On a host of a site (``SOVCTL_SEAL`` is
+``firewall``) there are other interfaces and the host's firewall is the seal: then there must be no
+default route, unless the site says why there is one (:data:`ROUTE_REASON`). If it is not so, the
+one result is ``not-sealed`` and nothing is sent.
+
+What a firewall's refusal looks like to the sender, tried on Linux 6.1 and 6.18 with the reject of
+:mod:`appliance.egress.ruleset`: ``EHOSTUNREACH`` for TCP, ``EPERM`` for UDP and ICMP; over IPv6
+``EACCES`` for TCP (after a second) and ``EPERM`` for UDP. A peer's refusal is another:
+``ECONNREFUSED``. A router's may be the same as ours for TCP, so the proof of a site also reads the
+firewall's own counters (:mod:`appliance.egress.host_probe`).
 
 A probe that fails proves nothing alone: it may be the probe that is broken. So the same TCP and UDP
 probes are made to a listener inside the namespace (the control) and must succeed.
@@ -19,6 +28,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from appliance.egress import live
@@ -26,6 +36,9 @@ from appliance.egress import live
 TEST_IPV4 = "192.0.2.1"
 TEST_DNS = "198.51.100.53"
 TEST_IPV6 = "2001:db8::1"
+ROUTE_REASON = Path("/etc/sovctl/default-route")
+"""Written by the role ``egress`` as root: the site's reason, or an empty line."""
+
 _SECONDS = 2.0
 _AF_VSOCK = 40
 _PAYLOAD = b"appliance egress probe"
@@ -54,7 +67,7 @@ class Listener:
 def probe_all(listener: Listener) -> list[ProbeResult]:
     """Every probe and both controls, within some ten seconds. Raises nothing."""
     seen = live.observe("self")
-    if not seen.no_way_out:
+    if not _closed(seen):
         detail = f"interfaces {' '.join(seen.interfaces)}; routes {'; '.join(seen.routes)}"
         return [ProbeResult("seal", "/proc/self/net", "not-sealed", detail)]
     return [
@@ -67,6 +80,21 @@ def probe_all(listener: Listener) -> list[ProbeResult]:
         _attempt("tcp-ipv6", TEST_IPV6, lambda: _tcp(TEST_IPV6, 443)),
         _attempt("vsock", "the hypervisor", _vsock),
     ]
+
+
+def _closed(seen: live.Observation) -> bool:
+    """Whether ``/proc`` shows the seal that this process is meant to be in."""
+    if os.environ.get("SOVCTL_SEAL") != "firewall":
+        return seen.no_way_out
+    return not seen.default_routes or route_reason() != ""
+
+
+def route_reason() -> str:
+    """Why this host keeps its default route; empty if it is to have none."""
+    try:
+        return ROUTE_REASON.read_text("utf-8").strip()
+    except OSError:
+        return ""
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from appliance.cluster import environment, pki
 from appliance.cluster.files import write_whole
-from appliance.ledger.event import Event
+from appliance.ledger.event import Event, Outcome
 from appliance.ledger.log import Ledger
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def operator() -> str:
     return f"operator:{name}"
 
 
-def record(home: Home, action: str, subject: Mapping[str, str]) -> None:
+def record(home: Home, action: str, subject: Mapping[str, str], outcome: Outcome = "ok") -> None:
     """Put an act of the operator on the ledger, making the ledger if this site is new.
 
     A ledger that is missing where a release is installed was taken away: that is not mended
@@ -47,7 +47,7 @@ def record(home: Home, action: str, subject: Mapping[str, str]) -> None:
     if not (home.ledger / "checkpoint").exists() and not home.current.is_symlink():
         name = re.sub(r"[^a-z0-9.-]", "-", socket.gethostname().lower()) or "localhost"
         Ledger.create(home, origin=f"{name}/sovctl-{uuid.uuid4().hex[:8]}")
-    Ledger.open(home).append([Event(operator(), action, subject)])
+    Ledger.open(home).append([Event(operator(), action, subject, outcome)])
 
 
 def operator_key(home: Home) -> Path:

@@ -386,10 +386,25 @@ LicencePattern = Annotated[
 
 
 class LicenceException(_Part):
-    """A component that may come in all the same, and why."""
+    """A component that may come in all the same, and why.
 
-    component: Annotated[str, Field(min_length=1, max_length=200, description="write its name")]
+    It is named, or it is any of a ``kind``: ``deb`` for Debian's packages, which are programs of
+    their own, handed on as they are. ``licences`` narrows what it is excepted from; a deb with any
+    other denied licence is still denied.
+    """
+
+    component: (
+        Annotated[str, Field(min_length=1, max_length=200, description="write its name")] | None
+    ) = None
+    kind: Literal["deb", "collection"] | None = None
+    licences: tuple[LicencePattern, ...] = ()
     reason: Annotated[str, Field(min_length=1, max_length=500, description="say why")]
+
+    @model_validator(mode="after")
+    def _says_what(self) -> LicenceException:
+        if self.component is None and self.kind is None:
+            raise ValueError("name a 'component' or a 'kind'")
+        return self
 
 
 class LicencePolicy(_Part):

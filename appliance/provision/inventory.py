@@ -144,6 +144,7 @@ def _host(site: Site, host: Host, deployment: Deployment) -> dict[str, Any]:
     }
     if host.ssh.key is not None:
         variables["ansible_ssh_private_key_file"] = host.ssh.key
+        variables["ansible_ssh_common_args"] = "-o IdentitiesOnly=yes"
     return variables
 
 

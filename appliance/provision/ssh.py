@@ -129,27 +129,9 @@ class Remote:
     control: Control
 
     def options(self) -> tuple[str, ...]:
-        """The options that make ``ssh`` reach it (Ansible gets the same)."""
-        settings = {
-            "BatchMode": "yes",
-            "StrictHostKeyChecking": "yes",
-            "UserKnownHostsFile": str(self.known_hosts),
-            "GlobalKnownHostsFile": "/dev/null",
-            "UpdateHostKeys": "no",
-            "VerifyHostKeyDNS": "no",
-            "ConnectTimeout": str(CONNECT_S),
-            "ServerAliveInterval": str(_ALIVE_S),
-            "ServerAliveCountMax": str(_ALIVE_COUNT),
-            "ControlMaster": "auto",
-            "ControlPath": f"{self.control.folder}/%C",
-            "ControlPersist": f"{_PERSIST_S}s",
-            "ClearAllForwardings": "yes",
-            "ForwardAgent": "no",
-            "LogLevel": "ERROR",
-        }
-        pairs = [part for name, value in settings.items() for part in ("-o", f"{name}={value}")]
-        identity = ["-i", str(self.key), "-o", "IdentitiesOnly=yes"] if self.key else []
-        return ("-F", "none", *pairs, *identity)
+        """The options that make ``ssh`` reach it."""
+        identity = ("-i", str(self.key), "-o", "IdentitiesOnly=yes") if self.key else ()
+        return (*shared_options(self.known_hosts, self.control), *identity)
 
     def command(self, argv: Sequence[str], *, sudo: bool = False) -> list[str]:
         """The local command that runs ``argv`` there, as root with ``sudo``."""
@@ -243,6 +225,30 @@ class Remote:
         return ConnectionLost(**place, reason=reason)
 
 
+def shared_options(known_hosts: Path, control: Control) -> tuple[str, ...]:
+    """The options that are the same for every host; Ansible gets them too, and with them uses the
+    connections that are open already."""
+    settings = {
+        "BatchMode": "yes",
+        "StrictHostKeyChecking": "yes",
+        "UserKnownHostsFile": str(known_hosts),
+        "GlobalKnownHostsFile": "/dev/null",
+        "UpdateHostKeys": "no",
+        "VerifyHostKeyDNS": "no",
+        "ConnectTimeout": str(CONNECT_S),
+        "ServerAliveInterval": str(_ALIVE_S),
+        "ServerAliveCountMax": str(_ALIVE_COUNT),
+        "ControlMaster": "auto",
+        "ControlPath": f"{control.folder}/%C",
+        "ControlPersist": f"{_PERSIST_S}s",
+        "ClearAllForwardings": "yes",
+        "ForwardAgent": "no",
+        "LogLevel": "ERROR",
+    }
+    pairs = [part for name, value in settings.items() for part in ("-o", f"{name}={value}")]
+    return ("-F", "none", *pairs)
+
+
 _SUDO = re.compile(r"^sudo: |not in the sudoers|not allowed to (run|execute)|sudo: not found")
 _OFFERED = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 _UNREACHED = re.compile(
@@ -318,11 +324,18 @@ def remote_of(site: Site, host: Host, place: SitePlace, control: Control) -> Rem
 @contextlib.contextmanager
 def connections(site: Site, place: SitePlace) -> Iterator[Mapping[str, Remote]]:
     """Every host of the site by name; what was connected is closed at the end."""
+    with shared_control() as control:
+        yield {host.name: remote_of(site, host, place, control) for host in site.hosts}
+
+
+@contextlib.contextmanager
+def shared_control() -> Iterator[Control]:
+    """A private folder for the sockets of connections that commands share."""
     base = tempfile.gettempdir()
     folder = base if len(base) <= _LONGEST_CONTROL else "/tmp"  # noqa: S108 - mkdtemp is private
     control = Control(Path(tempfile.mkdtemp(prefix="sovctl-", dir=folder)))
     try:
-        yield {host.name: remote_of(site, host, place, control) for host in site.hosts}
+        yield control
     finally:
         control.end()
         shutil.rmtree(control.folder, ignore_errors=True)

@@ -78,6 +78,32 @@ def test_a_component_that_is_excepted_keeps_the_reason(name: str) -> None:
     assert judge([Licensed("wheel", "other", "1.0", "GPL-3.0-only")], policy)[0].verdict == "denied"
 
 
+@pytest.mark.parametrize(
+    ("kind", "expression", "expected"),
+    [
+        ("deb", "MIT AND GPL-2.0-or-later", "excepted"),
+        ("deb", "AGPL-3.0-only AND GPL-2.0-or-later", "denied"),  # not among its licences
+        ("wheel", "GPL-2.0-or-later", "denied"),  # a kind opens no other
+        ("deb", "MIT", "allowed"),
+    ],
+)
+def test_a_kind_is_excepted_from_the_licences_it_names(
+    kind: str, expression: str, expected: str
+) -> None:
+    policy = LicencePolicy.model_validate(
+        {
+            "deny": ["AGPL-*", "GPL-*"],
+            "except": [{"kind": "deb", "licences": ["GPL-*"], "reason": "the system's own"}],
+        }
+    )
+    assert judge([Licensed(kind, "thing", "1.0", expression)], policy)[0].verdict == expected
+
+
+def test_an_exception_says_what_it_is_for() -> None:
+    with pytest.raises(ValueError, match="component"):
+        LicenceException(reason="because")
+
+
 _LICENCES = st.sampled_from(["MIT", "ISC", "GPL-3.0-only", "AGPL-3.0-only"])
 _EXPRESSIONS = st.recursive(
     _LICENCES,

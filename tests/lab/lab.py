@@ -1,0 +1,518 @@
+"""Real hosts on one machine: systemd, SSH, a kernel's network each; nothing leads out of the lab.
+
+    with Lab.up(folder, hosts=3, internet=True) as lab:
+        lab.host("n1").ssh("systemctl is-system-running")
+        lab.controller.run(["sovctl", "plan", …])     # as from the operator's machine
+        lab.cut(lab.host("n2"))                        # somebody trips over a cable
+
+A host is an overlay on one Debian tree (:mod:`tests.lab.root`) which systemd-nspawn boots in a
+network namespace of its own. A folder holds a lab, so another process can take it down
+(``python -m tests.lab down``).
+
+No host, and nothing that the controller runs, has CAP_SYS_TIME: time is one for the whole machine,
+and a test must not set it. ``skew_clock`` tells a host's SSH sessions another time instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tests.lab import root as trees
+from tests.lab.network import (
+    CONTROLLER,
+    FIRST_HOST,
+    NETWORKS,
+    Fabric,
+    Internet,
+    address,
+    address_v6,
+    namespaces,
+)
+
+HOME = "/var/lib/sovctl"
+SHARED = "/srv/shared"
+_BOOT_S = 120.0
+_FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
+_NEEDED = ("systemd-nspawn", "ip", "nft", "ssh", "ssh-keygen", "setpriv", "debootstrap")
+
+
+def unfit() -> str | None:
+    """Why no lab can be made on this machine; None if one can."""
+    if os.geteuid() != 0:
+        return "a lab of real hosts needs root (namespaces, overlay mounts, systemd-nspawn)"
+    missing = [name for name in _NEEDED if shutil.which(name, path=_path()) is None]
+    if missing:
+        return f"not installed: {', '.join(missing)} (.ci/setup dev installs them with apt)"
+    try:
+        found = namespaces()
+        del found
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"network namespaces cannot be listed: {error}"
+    if "overlay" not in Path("/proc/filesystems").read_text():
+        subprocess.run(["modprobe", "overlay"], capture_output=True, check=False)
+        if "overlay" not in Path("/proc/filesystems").read_text():
+            return "this kernel has no overlay file system"
+    return None
+
+
+class Controller:
+    """The operator's machine: this one's files, in the lab's network and nowhere else."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+
+    def argv(self, command: Sequence[str | Path]) -> list[str]:
+        """The command as it is run: in the controller's namespace, unable to set the clock."""
+        inside = self._lab.fabric.namespace("ctl")
+        words = ("ip", "netns", "exec", inside, "setpriv", "--bounding-set=-sys_time", "--")
+        return [*words, *map(str, command)]
+
+    def run(
+        self,
+        command: Sequence[str | Path],
+        *,
+        env: Mapping[str, str] | None = None,
+        check: bool = True,
+        timeout: float | None = 600,
+        stdin: str | None = None,
+        cwd: Path | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run to its end; ``env`` is added to this process's own."""
+        done = subprocess.run(
+            self.argv(command), env={**os.environ, **(env or {})}, capture_output=True, text=True,
+            check=False, timeout=timeout, input=stdin or "", cwd=cwd,
+        )  # fmt: skip
+        if check and done.returncode:
+            said = f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+            raise AssertionError(f"{shlex.join(map(str, command))}: {done.returncode}\n{said}")
+        return done
+
+    def popen(
+        self, command: Sequence[str | Path], *, env: Mapping[str, str] | None = None, **options: Any
+    ) -> subprocess.Popen[bytes]:
+        """Start it in a session of its own, so that a test can kill all of it."""
+        return subprocess.Popen(
+            self.argv(command), env={**os.environ, **(env or {})}, start_new_session=True,
+            **{"stdin": subprocess.DEVNULL, **options},
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Host:
+    """One machine of the lab."""
+
+    lab: Lab
+    name: str
+    number: int
+
+    # --- what it is ---
+
+    @property
+    def admin(self) -> str:
+        return address("admin", self.number)
+
+    @property
+    def cluster(self) -> str:
+        return address("cluster", self.number)
+
+    @property
+    def storage(self) -> str:
+        return address("storage", self.number)
+
+    @property
+    def admin_v6(self) -> str:
+        return address_v6("admin", self.number)
+
+    @property
+    def folder(self) -> Path:
+        return self.lab.folder / "hosts" / self.name
+
+    @property
+    def root(self) -> Path:
+        """Its file tree, as seen from here; write to it while it is up or down."""
+        return self.folder / "root"
+
+    @property
+    def public_key(self) -> str:
+        """Its SSH host key: ``ssh-ed25519 AAAA…``."""
+        line = (self.root / "etc/ssh/ssh_host_ed25519_key.pub").read_text()
+        return " ".join(line.split()[:2])
+
+    @property
+    def fingerprint(self) -> str:
+        """``SHA256:…``, as ``ssh-keygen -l`` prints it."""
+        done = subprocess.run(
+            ["ssh-keygen", "-lf", "-"], input=self.public_key, text=True, capture_output=True,
+            check=True,
+        )  # fmt: skip
+        return done.stdout.split()[1]
+
+    def ssh(
+        self, command: str, *, user: str = "root", check: bool = True, timeout: float = 120,
+        stdin: str | None = None,
+    ) -> subprocess.CompletedProcess[str]:  # fmt: skip
+        """Run a shell command there, over SSH from the controller."""
+        return self.lab.controller.run(
+            [*self.ssh_argv(user), command], check=check, timeout=timeout, stdin=stdin
+        )
+
+    def ssh_argv(self, user: str = "root") -> list[str]:
+        """The ``ssh`` command line up to the command that is to be run."""
+        settings = (
+            f"UserKnownHostsFile={self.lab.known_hosts}", "GlobalKnownHostsFile=/dev/null",
+            "StrictHostKeyChecking=yes", "BatchMode=yes", "ConnectTimeout=5", "LogLevel=ERROR",
+        )  # fmt: skip
+        options = [word for setting in settings for word in ("-o", setting)]
+        return ["ssh", "-F", "none", "-i", str(self.lab.key), *options, f"{user}@{self.admin}"]
+
+    # --- its power switch ---
+
+    @property
+    def running(self) -> bool:
+        return self._pid is not None
+
+    @property
+    def _pid(self) -> int | None:
+        """Of its nspawn, if that is still what the folder says."""
+        try:
+            pid = int((self.folder / "pid").read_text())
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (OSError, ValueError):
+            return None
+        return pid if state != "Z" and str(self.root).encode() in command else None
+
+    def start(self) -> None:
+        """Boot, and return once SSH lets root in and systemd has settled."""
+        if self.lab.has_internet:
+            self.lab.fabric.lead_out(self.name)
+        argv = [
+            "systemd-nspawn", "--quiet", f"--directory={self.root}", "--boot", "--register=no",
+            "--keep-unit", f"--network-namespace-path=/run/netns/{self.namespace}",
+            f"--machine={self.namespace}", f"--hostname={self.name}", "--resolv-conf=off",
+            "--timezone=off", "--link-journal=no", "--kill-signal=SIGRTMIN+3", "--capability=all",
+            "--drop-capability=CAP_SYS_TIME", "--console=pipe",
+        ]  # fmt: skip
+        if self.lab.shared is not None:
+            argv.append(f"--bind={self.lab.shared}:{SHARED}")
+        if self._disk.is_dir():
+            argv.append(f"--bind={self._disk}:{HOME}")
+        with (self.folder / "console.log").open("ab") as log:
+            process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        self.lab.processes.append(process)
+        (self.folder / "pid").write_text(str(process.pid))
+        self._await_boot(process)
+
+    def power_off(self) -> None:
+        """Shut down in order."""
+        self._end(signal.SIGTERM, 90)
+
+    def kill(self) -> None:
+        """Cut the power: everything on it ends at once, nothing is flushed by its programs."""
+        pid = self._pid
+        if pid is not None:
+            for child in _children(pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+        self._end(signal.SIGKILL, 20)
+
+    def reboot(self) -> None:
+        self.power_off()
+        self.start()
+
+    @property
+    def namespace(self) -> str:
+        return self.lab.fabric.namespace(self.name)
+
+    def _end(self, number: signal.Signals, seconds: float) -> None:
+        pid = self._pid
+        if pid is None:
+            return
+        os.kill(pid, number)
+        deadline = time.monotonic() + seconds
+        while self._pid is not None:
+            self.lab.reap()
+            if time.monotonic() > deadline:
+                if number is signal.SIGKILL:
+                    raise RuntimeError(f"{self.name} cannot be ended")
+                self.kill()
+                return
+            time.sleep(0.05)
+        (self.folder / "pid").unlink(missing_ok=True)
+
+    def _await_boot(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + _BOOT_S
+        said = ""
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                break
+            done = self.ssh("systemctl is-system-running", check=False)
+            said = done.stdout.strip() or done.stderr.strip()
+            if said in ("running", "degraded"):
+                return
+            time.sleep(0.2)
+        console = (self.folder / "console.log").read_text(errors="replace")[-2000:]
+        raise RuntimeError(f"{self.name} did not boot ({said}):\n{console}")
+
+    # --- what goes wrong with it ---
+
+    def fill_disk(self, free: int = 0, at: str = HOME) -> None:
+        """Leave ``free`` bytes on the file system of its installation (a lab with ``disk=…``)."""
+        if at == HOME and not self._disk.is_dir():
+            raise ValueError("this lab's hosts share one disk: Lab.up(…, disk=bytes)")
+        folder = self._disk if at == HOME else self.root / at.lstrip("/")
+        room = os.statvfs(folder)
+        size = room.f_bavail * room.f_frsize - free
+        if size > 0:
+            with (folder / ".lab-filler").open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+
+    def free_disk(self, at: str = HOME) -> None:
+        """Take back what :meth:`fill_disk` took."""
+        folder = self._disk if at == HOME else self.root / at.lstrip("/")
+        (folder / ".lab-filler").unlink(missing_ok=True)
+
+    def skew_clock(self, seconds: int) -> None:
+        """Tell every new SSH session of it (not ``sudo``, which drops LD_PRELOAD) another time."""
+        setting = self.root / "etc/ssh/sshd_config.d/lab-clock.conf"
+        if seconds:
+            setting.write_text(f"SetEnv LD_PRELOAD={_FAKETIME} FAKETIME={seconds:+d}s\n")
+        else:
+            setting.unlink(missing_ok=True)
+        self.ssh("systemctl restart ssh")
+
+    def change_host_key(self) -> None:
+        """Another machine answers at its address, or it was installed anew."""
+        self._make_host_key()  # sshd reads it again for every connection
+        self.lab.write_known_hosts()
+
+    def take_sudo(self) -> None:
+        """``ops`` may not become root any more."""
+        (self.root / "etc/sudoers.d/lab").unlink(missing_ok=True)
+
+    # --- making it ---
+
+    @property
+    def _disk(self) -> Path:
+        return self.folder / "disk"
+
+    def make(self, tree: Path) -> None:
+        """Lay out its file tree. Its namespace is there already."""
+        for name in ("root", "upper", "work"):
+            (self.folder / name).mkdir(parents=True)
+        layers = f"lowerdir={tree},upperdir={self.folder}/upper,workdir={self.folder}/work"
+        subprocess.run(
+            ["mount", "-t", "overlay", f"lab-{self.name}", "-o", layers, self.root], check=True
+        )
+        etc = self.root / "etc"
+        (etc / "hostname").write_text(f"{self.name}\n")
+        (etc / "hosts").write_text(f"127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {self.name}\n")
+        (etc / "machine-id").write_text(secrets.token_hex(16) + "\n")
+        (etc / "ssh/sshd_config.d/lab.conf").write_text(
+            "HostKey /etc/ssh/ssh_host_ed25519_key\nUseDNS no\nMaxStartups 100\n"
+        )
+        self._make_host_key()
+        authorized = self.lab.key.with_suffix(".pub").read_text()
+        for home in ("root", "home/ops", "home/guest"):
+            keys = self.root / home / ".ssh"
+            keys.mkdir(mode=0o700, exist_ok=True)
+            (keys / "authorized_keys").write_text(authorized)
+            owner = (self.root / home).stat()
+            for path in (keys, keys / "authorized_keys"):
+                os.chown(path, owner.st_uid, owner.st_gid)
+        if self.lab.disk:
+            self._make_disk(self.lab.disk)
+
+    def _make_host_key(self) -> None:
+        for name in ("ssh_host_ed25519_key", "ssh_host_ed25519_key.pub"):
+            (self.root / "etc/ssh" / name).unlink(missing_ok=True)
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", self.name,
+             "-f", self.root / "etc/ssh/ssh_host_ed25519_key"],
+            check=True,
+        )  # fmt: skip
+
+    def _make_disk(self, size: int) -> None:
+        image = self.folder / "disk.img"
+        with image.open("wb") as file:
+            file.truncate(size)
+        subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
+        self._disk.mkdir()
+        subprocess.run(["mount", "-o", "loop", image, self._disk], check=True)
+        (self._disk / "lost+found").rmdir()
+
+    def remove(self) -> None:
+        """End it and unmount what is its; the folder is the lab's to delete."""
+        self.kill()
+        for mounted in (self._disk, self.root):
+            if mounted.is_mount():
+                subprocess.run(["umount", "-l", mounted], check=False, capture_output=True)
+
+
+class Lab:
+    """A lab in a folder. Make one with :meth:`up`, find one that is up with :meth:`at`."""
+
+    def __init__(self, folder: Path, record: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.id = str(record["id"])
+        self.debian = str(record["debian"])
+        self.has_internet = bool(record["internet"])
+        self.shared = Path(record["shared"]) if record["shared"] else None
+        self.disk = int(record["disk"])
+        self.fabric = Fabric(self.id)
+        self.internet = Internet(self.fabric)
+        self.controller = Controller(self)
+        self.hosts = tuple(
+            Host(self, f"n{index + 1}", FIRST_HOST + index) for index in range(int(record["hosts"]))
+        )
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    @classmethod
+    @contextmanager
+    def up(
+        cls,
+        folder: Path,
+        hosts: int = 3,
+        internet: bool = True,
+        shared: Path | None = None,
+        debian: str = "bookworm",
+        disk: int = 0,
+    ) -> Iterator[Lab]:
+        """A lab for the length of a ``with`` block; nothing of it is left then but the folder's
+        ``shared`` if that was outside. ``disk`` in bytes gives each host's installation a file
+        system of its own."""
+        lab = cls.make(folder, hosts, internet, shared, debian, disk)
+        try:
+            yield lab
+        finally:
+            lab.down()
+
+    @classmethod
+    def make(
+        cls, folder: Path, hosts: int, internet: bool, shared: Path | None, debian: str, disk: int
+    ) -> Lab:
+        """Make it and boot all its hosts; it stays up until :meth:`down`."""
+        tree = trees.root(debian)
+        folder.mkdir(parents=True, exist_ok=True)
+        record = {
+            "id": f"lab{secrets.token_hex(2)}", "hosts": hosts, "internet": internet,
+            "debian": debian, "shared": str(shared) if shared else None, "disk": disk,
+        }  # fmt: skip
+        (folder / "lab.json").write_text(json.dumps(record, indent=1))
+        lab = cls(folder, record)
+        try:
+            lab._build(tree)
+        except BaseException:
+            lab.down()
+            raise
+        return lab
+
+    @classmethod
+    def at(cls, folder: Path) -> Lab:
+        """The lab in a folder. Raises ``FileNotFoundError``."""
+        return cls(folder, json.loads((folder / "lab.json").read_text()))
+
+    def _build(self, tree: Path) -> None:
+        if self.shared is not None:
+            self.shared.mkdir(parents=True, exist_ok=True)
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", self.key], check=True
+        )
+        self.fabric.make()
+        self.fabric.join("ctl", CONTROLLER, ("admin",))
+        if self.has_internet:
+            (self.folder / "internet.pid").write_text(str(self.internet.open()))
+        for host in self.hosts:
+            self.fabric.join(host.name, host.number)
+            host.make(tree)
+        self.write_known_hosts()
+        with ThreadPoolExecutor(len(self.hosts) or 1) as pool:
+            list(pool.map(Host.start, self.hosts))
+
+    def write_known_hosts(self) -> None:
+        """For the lab's own SSH; what is tested keeps a file of its own."""
+        lines = [f"{host.admin} {host.public_key}\n" for host in self.hosts]
+        self.known_hosts.write_text("".join(lines))
+
+    @cached_property
+    def key(self) -> Path:
+        """The private SSH key of root, ops and guest on every host."""
+        return self.folder / "id_ed25519"
+
+    @property
+    def known_hosts(self) -> Path:
+        return self.folder / "known_hosts"
+
+    def host(self, name: str) -> Host:
+        """Raises ``KeyError``."""
+        found = {host.name: host for host in self.hosts}
+        return found[name]
+
+    def cut(self, host: Host, network: str | None = None) -> None:
+        """Pull its cable out of one network, or of all."""
+        for each in (network,) if network else NETWORKS:
+            self.fabric.link(host.name, each, "down")
+
+    def mend(self, host: Host, network: str | None = None) -> None:
+        """Put it back."""
+        for each in (network,) if network else NETWORKS:
+            self.fabric.link(host.name, each, "up")
+
+    def reap(self) -> None:
+        """Collect those of our children that ended."""
+        self.processes = [process for process in self.processes if process.poll() is None]
+
+    def down(self) -> None:
+        """End everything of it and remove it, whoever made it. Safe to repeat."""
+        for host in self.hosts:
+            with contextlib.suppress(RuntimeError):
+                host.remove()
+        for name in namespaces():
+            if name.startswith(f"{self.id}-"):
+                _end_all_in(name)
+        self.fabric.remove()
+        self.reap()
+        for name in ("hosts", "id_ed25519", "id_ed25519.pub", "known_hosts", "internet.pid",
+                     "lab.json"):  # fmt: skip
+            path = self.folder / name
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _end_all_in(namespace: str) -> None:
+    done = subprocess.run(
+        ["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False
+    )
+    for pid in done.stdout.split():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+
+
+def _children(pid: int) -> list[int]:
+    text = ""
+    with contextlib.suppress(OSError):
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(word) for word in text.split()]
+
+
+def _path() -> str:
+    return os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
