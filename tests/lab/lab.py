@@ -485,6 +485,12 @@ class Lab:
         subprocess.run(
             ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", self.key], check=True
         )
+        # Whoever makes a mount namespace while the lab is up gets copies of its mounts. Below a
+        # shared mount those go when ours go; elsewhere they would keep a host's disk in use.
+        hosts = self.folder / "hosts"
+        hosts.mkdir()
+        subprocess.run(["mount", "--bind", hosts, hosts], check=True)
+        subprocess.run(["mount", "--make-shared", hosts], check=True)
         self.fabric.make()
         self.fabric.join("ctl", CONTROLLER, ("admin",))
         if self.has_internet:

@@ -14,6 +14,7 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -72,11 +73,12 @@ def end(lab: str, folder: Path) -> None:
     mine = [name for name in namespaces() if name.startswith(f"{lab}-")]
     for name in mine:
         _kill(_inside(name))
-    _until_gone(lab, mine)
+    _wait(lambda: not _hosts(lab) and not any(_inside(name) for name in mine))
     for mounted in reversed(_mounts(lab, folder)):
         subprocess.run(["umount", mounted], capture_output=True, check=False)
     for mounted in reversed(_mounts(lab, folder)):  # somebody's shell stands in it
         subprocess.run(["umount", "-l", mounted], capture_output=True, check=False)
+    _wait(lambda: not _disks(folder))
     Fabric(lab).remove()
     cgroups.remove(lab)
     for path in Path("/run/systemd/nspawn/propagate").glob(f"{lab}-*"):
@@ -117,12 +119,22 @@ def _kill(pids: list[int]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _until_gone(lab: str, mine: list[str]) -> None:
+def _wait(done: Callable[[], bool]) -> None:
+    """What was killed and unmounted is gone a moment later."""
     deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        if not _hosts(lab) and not any(_inside(name) for name in mine):
-            return
+    while not done() and time.monotonic() < deadline:
         time.sleep(0.05)
+
+
+def _disks(folder: Path) -> list[str]:
+    """Files in a lab's folder that are loop devices."""
+    found = []
+    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):
+            file = path.read_text().strip()
+            if Path(file).is_relative_to(folder):
+                found.append(file)
+    return found
 
 
 def _mounts(lab: str, folder: Path) -> list[str]:
