@@ -291,3 +291,17 @@ def test_the_seal_survives_a_reboot(stage: Stage) -> None:
     assert 0 < sealed < ssh, "the rules were there before anything used the network"
     blocked(stage.examine()["n2"])
     assert n2.ssh("ip route show default; ip -6 route show default").stdout == ""
+
+
+def test_rules_that_cannot_be_loaded_at_boot_leave_no_way_out(stage: Stage) -> None:
+    n2 = stage.lab.host("n2")
+    n2.ssh("systemctl stop sovctl-egress-guard sovctl-egress; echo broken >/etc/sovctl/egress.nft; "
+           "nft flush ruleset")  # fmt: skip
+    assert n2.ssh("systemctl start sovctl-egress", check=False).returncode != 0
+    assert n2.ssh("id -un", user="ops").stdout == "ops\n"
+    before = stage.lab.internet.seen()
+    n2.ssh("ip route replace default via 198.18.0.1")
+    assert n2.ssh(f"ping -c1 -W1 {OUTSIDE}", check=False).returncode
+    assert n2.ssh(f"timeout 2 bash -c 'echo >/dev/tcp/{OUTSIDE}/443'", check=False).returncode
+    assert stage.lab.internet.seen() == before
+    assert stage.examine()["n2"]["rules kernel"].outcome == "not-sealed"
