@@ -212,7 +212,7 @@ def check_packages(n1: Host, n2: Host) -> None:
     assert f"file:{HOME}/releases/r1/{REPOSITORY}" in policy
     assert "http" not in policy
     # The host's own sources are as they were, and one file less brings them back.
-    own = n2.ssh("apt-get -o Dir::Etc::sourcelist=sources.list indextargets").stdout
+    own = n2.ssh("apt-get -o Dir::Etc::sourcelist=/etc/apt/sources.list --print-uris update").stdout
     assert "http" in own
     assert n1.ssh("command -v prometheus").stdout
     assert not n2.ssh("command -v prometheus", check=False).stdout
