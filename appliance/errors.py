@@ -741,14 +741,6 @@ class EnvironmentUnfit(ApplianceError):
     fix = N_("Name another one, or let this machine decide: 'unset SOVCTL_ENVIRONMENT'.")
 
 
-class SiteNotInThisRelease(ApplianceError):
-    code = "site-not-in-this-release"
-    exit_code = ExitCode.USAGE
-    what = N_("Installing on several machines ({site}) is not in this release.")
-    why = N_("This release installs on the machine it runs on.")
-    fix = N_("Run 'sovctl install BUNDLE' without --site on the machine itself.")
-
-
 class ReleaseUnhealthy(ApplianceError):
     code = "release-unhealthy"
     exit_code = ExitCode.FAILED
@@ -782,6 +774,14 @@ class NoSuchLog(ApplianceError):
 
 
 # --- sites: hosts over SSH ----------------------------------------------------------------------
+
+
+class SiteFileExists(ApplianceError):
+    code = "site-file-exists"
+    exit_code = ExitCode.USAGE
+    what = N_("{path} is there already.")
+    why = N_("A site file is written by hand after it was drafted; it is not replaced by itself.")
+    fix = N_("Give another name with --out, or --force to replace it.")
 
 
 class HostUnreachable(ApplianceError):
@@ -904,6 +904,49 @@ class PlaybookFailed(ApplianceError):
     what = N_("Ansible ended with status {status} before it reached a host.")
     why = N_("What it said is in {log}.")
     fix = N_("Read its last lines ('tail {log}'), then run the same command again.")
+
+
+class SiteAmbiguous(ApplianceError):
+    code = "site-ambiguous"
+    exit_code = ExitCode.USAGE
+    what = N_("Several sites are installed from here: {sites}.")
+    why = N_("The command does not say which of them it means.")
+    fix = N_("Add '--site NAME', or set SOVCTL_SITE.")
+
+
+class HostsNotReady(ApplianceError):
+    code = "hosts-not-ready"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("{count} hosts of site {site} are not ready for it: {hosts}. Nothing was changed.")
+    why = N_("{findings}")
+    fix = N_("{remedy}")
+
+
+class SiteUpgradeLater(ApplianceError):
+    code = "site-upgrade-not-in-this-release"
+    exit_code = ExitCode.PRECONDITION
+    what = N_("Site {site} runs {installed}; this bundle is {release}.")
+    why = N_("Replacing or removing the release of a site is not in this release of sovctl.")
+    fix = N_("Run 'sovctl install' with the bundle of {installed}, or install another site.")
+
+
+class SiteGatewaySilent(ApplianceError):
+    code = "site-gateway-silent"
+    exit_code = ExitCode.FAILED
+    what = N_("The gateway of site {site} does not answer at {url}.")
+    why = N_("{reason}")
+    fix = N_(
+        "Read 'ssh {user}@{address} journalctl -u sovctl-gateway -n 50', and see that this machine "
+        "may reach that address; then run the same command again."
+    )
+
+
+class SiteSealUnproven(ApplianceError):
+    code = "site-seal-unproven"
+    exit_code = ExitCode.VERDICT
+    what = N_("Site {site} is installed, and its seal is not proven: the answer is {answer}.")
+    why = N_("{reason}")
+    fix = N_("See every probe with 'sovctl egress prove --site {site}'. Keep private data away.")
 
 
 class SeveralHostsFailed(ApplianceError):

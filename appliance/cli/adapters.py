@@ -10,6 +10,7 @@ import click
 
 from appliance.cli.console import Console
 from appliance.cli.options import with_console
+from appliance.cli.site_option import with_site
 from appliance.cli.tables import columns, fields
 from appliance.i18n import _
 from appliance.layout import Home
@@ -22,6 +23,7 @@ def adapters() -> None:
 
 @adapters.command("import")
 @click.argument("bundle", type=click.Path(path_type=Path))
+@with_site
 @with_console
 def import_(console: Console, *, bundle: Path) -> None:
     """Register the adapters that BUNDLE brings, once its signatures are verified.
@@ -43,6 +45,7 @@ def import_(console: Console, *, bundle: Path) -> None:
 
 
 @adapters.command("list")
+@with_site
 @with_console
 def list_(console: Console) -> None:
     """All adapters, and whether each is served now."""
@@ -60,6 +63,7 @@ def list_(console: Console) -> None:
 
 @adapters.command()
 @click.argument("name")
+@with_site
 @with_console
 def show(console: Console, *, name: str) -> None:
     """One adapter: where it comes from, by digest, and what its evaluation found."""
@@ -80,6 +84,7 @@ def show(console: Console, *, name: str) -> None:
 
 @adapters.command()
 @click.argument("name")
+@with_site
 @with_console
 def promote(console: Console, *, name: str) -> None:
     """Allow the adapter NAME to be served, after checking its files and signature."""
@@ -90,6 +95,7 @@ def promote(console: Console, *, name: str) -> None:
 
 @adapters.command()
 @click.argument("name")
+@with_site
 @with_console
 def load(console: Console, *, name: str) -> None:
     """Serve the adapter NAME as BASE:NAME, without a restart."""
@@ -101,6 +107,7 @@ def load(console: Console, *, name: str) -> None:
 
 @adapters.command()
 @click.argument("name")
+@with_site
 @with_console
 def unload(console: Console, *, name: str) -> None:
     """Stop serving the adapter NAME; it can be loaded again."""
@@ -110,6 +117,7 @@ def unload(console: Console, *, name: str) -> None:
 
 @adapters.command()
 @click.argument("name")
+@with_site
 @with_console
 def retire(console: Console, *, name: str) -> None:
     """Take the adapter NAME out of service; promoting it brings it back."""

@@ -10,6 +10,7 @@ import click
 
 from appliance.cli.console import Console
 from appliance.cli.options import with_console
+from appliance.cli.site_option import with_site
 from appliance.errors import GatewayAnswerUnclear, RecordMissing
 from appliance.i18n import _
 from appliance.layout import Home
@@ -28,6 +29,7 @@ Message = dict[str, str]
 @click.option("--system", help=_("Instructions that stand before the conversation."))
 @click.option("--max-tokens", type=click.IntRange(1), default=512, show_default=True)
 @click.option("--temperature", type=click.FloatRange(0, 2), default=0.0, show_default=True)
+@with_site
 @with_console
 def chat(
     console: Console,

@@ -12,6 +12,7 @@ import click
 
 from appliance.cli.console import Console
 from appliance.cli.options import with_console
+from appliance.cli.site_option import with_site
 from appliance.cli.tables import columns, fields
 from appliance.errors import DiskFull, FileUnreadable, RecordMissing
 from appliance.i18n import _
@@ -34,6 +35,7 @@ def data() -> None:
     type=click.Path(path_type=Path),
     help=_("Rows to measure with. Without it, 5 % of FILE are held out."),
 )
+@with_site
 @with_console
 def import_(console: Console, *, source: Path, name: str, heldout: Path | None) -> None:
     """Check FILE and register it as a data set.
@@ -55,6 +57,7 @@ def import_(console: Console, *, source: Path, name: str, heldout: Path | None) 
 
 
 @data.command("list")
+@with_site
 @with_console
 def list_(console: Console) -> None:
     """All data sets."""
@@ -65,6 +68,7 @@ def list_(console: Console) -> None:
 
 @data.command()
 @click.argument("name")
+@with_site
 @with_console
 def show(console: Console, *, name: str) -> None:
     """One data set."""

@@ -1,9 +1,11 @@
 """How ``sovctl`` talks to a running appliance: HTTPS to the gateway, with the operator's key.
 
 The endpoint comes from ``run/supervisor.json``, the trust from ``tls/ca.pem`` and the key from
-``secrets/operator.key``; proxies named in the environment are ignored, because the appliance is on
-this machine. An answer that is an error becomes the :class:`ApplianceError` it was inside, with its
-fields, so that it is shown in the operator's language and ends ``sovctl`` with its own status.
+``secrets/operator.key``; for a site (:mod:`appliance.cli.site_option`), all three from its
+``endpoint.json``. Proxies named in the environment are ignored: the appliance is on this machine
+or in the same building. An answer that is an error becomes the :class:`ApplianceError` it was
+inside, with its fields, so that it is shown in the operator's language and ends ``sovctl`` with its
+own status.
 
 >>> with GatewayClient.from_home(Home.from_environment()) as gateway:
 ...     gateway.get("/admin/v1/status")
@@ -25,7 +27,7 @@ import httpx
 
 from appliance.errors import ApplianceError, GatewayAnswerUnclear, NotInstalled, NotRunning
 from appliance.i18n import _
-from appliance.layout import Home
+from appliance.layout import Home, SitePlace
 
 TIMEOUT = httpx.Timeout(120.0, connect=5.0)
 # A stream may be silent for as long as a model thinks or a tuning step takes.
@@ -45,10 +47,15 @@ class GatewayClient:
 
     @classmethod
     def from_home(cls, home: Home) -> Self:
-        """Connect to the appliance under ``home``.
+        """Connect to the site that was chosen, or else to the appliance under ``home``.
 
         Raises :class:`NotInstalled` where there is none, :class:`NotRunning` where none is up.
         """
+        from appliance.cli.site_option import chosen_site
+
+        place = chosen_site(home)
+        if place is not None:
+            return cls.from_site(place)
         if not home.root.is_dir() or not home.secrets.is_dir():
             raise NotInstalled(home=home.root)
         endpoint = _endpoint(home)
@@ -59,16 +66,26 @@ class GatewayClient:
             raise NotRunning(
                 home=home.root, reason=_("{path} is missing.").format(path=error.filename)
             ) from error
-        return cls(
-            home,
-            httpx.Client(
-                base_url=endpoint,
-                headers={"Authorization": f"Bearer {key}"},
-                verify=trusted,
-                timeout=TIMEOUT,
-                trust_env=False,
-            ),
-        )
+        return cls(home, _client(endpoint, key, trusted))
+
+    @classmethod
+    def from_site(cls, place: SitePlace) -> Self:
+        """Connect to the gateway of an installed site.
+
+        Raises :class:`NotInstalled` for one that is not, :class:`NotRunning` if what is kept of it
+        cannot be read.
+        """
+        if not place.endpoint.is_file():
+            raise NotInstalled(home=place.root)
+        try:
+            endpoint = json.loads(place.endpoint.read_bytes())
+            trusted = ssl.create_default_context(cafile=endpoint["ca"])
+            key = Path(endpoint["operator_key"]).read_text(encoding="ascii").strip()
+            url = str(endpoint["url"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = _("{path} is damaged.").format(path=place.endpoint)
+            raise NotRunning(home=place.root, reason=reason) from error
+        return cls(Home(place.root), _client(url, key, trusted))
 
     def __enter__(self) -> Self:
         return self
@@ -134,6 +151,16 @@ class GatewayClient:
                 error=str(error).rstrip(".") or type(error).__name__
             )
             raise NotRunning(home=self._home.root, reason=reason) from error
+
+
+def _client(url: str, key: str, trusted: ssl.SSLContext) -> httpx.Client:
+    return httpx.Client(
+        base_url=url,
+        headers={"Authorization": f"Bearer {key}"},
+        verify=trusted,
+        timeout=TIMEOUT,
+        trust_env=False,
+    )
 
 
 def rebuild_error(body: Mapping[str, Any], status: int) -> ApplianceError:

@@ -17,7 +17,6 @@ from appliance.cli.options import with_console, with_opening
 from appliance.errors import (
     ApplianceError,
     ConfirmationNeeded,
-    SiteNotInThisRelease,
     TrustNotPinned,
 )
 from appliance.i18n import _
@@ -44,7 +43,7 @@ _break_glass = click.option(
 @click.command(short_help=_("Show what install would change."))
 @click.argument("bundle", type=_BUNDLE)
 @click.option("--trust", "fingerprint", help=_("Fingerprint of the supplier's root."))
-@click.option("--site", type=_BUNDLE, help=_("Several machines (not in this release)."))
+@click.option("--site", type=_BUNDLE, help=_("site.yaml: plan for its hosts, not this machine."))
 @click.option("--port", type=_PORTS, help=_("Port on 127.0.0.1 to plan for."))
 @click.option("--unsealed", is_flag=True, help=_("Plan without the network seal."))
 @_break_glass
@@ -70,11 +69,16 @@ def plan(
     from appliance.install.embedded import Installation, Request
     from appliance.install.local import LocalCluster
 
-    _refuse_site(site)
     given = emergency(reason)
     home = Home.from_environment()
-    request = Request(bundle, port=port, sealed=not unsealed)
     trusted = _fingerprint(console, home, bundle, fingerprint, opening)
+    if site is not None:
+        from appliance.cli.install_site import Wanted, plan_site
+
+        _only_here(port=port is not None, unsealed=unsealed)
+        with _terminated_as_interrupted():
+            return plan_site(console, Wanted(bundle, site, opening, trusted, given))
+    request = Request(bundle, port=port, sealed=not unsealed)
     with admit(bundle, home, trusted, opening, given) as admitted:
         cluster = LocalCluster(home, sealed=request.sealed)
         installation = Installation(home, admitted, request, cluster)
@@ -83,7 +87,7 @@ def plan(
         expired = {name: at.isoformat() for name, at in admitted.verified.expired.items()}
         glass = _glass_text(admitted)
     value = {
-        **_plan_json(decided),
+        **plan_json(decided),
         "break_glass": {"reason": reason, "expired": expired} if expired else None,
         "checks": [asdict(finding) for finding in findings],
     }
@@ -94,7 +98,7 @@ def plan(
 @click.command(short_help=_("Verify a bundle and install it, sealed."))
 @click.argument("bundle", type=_BUNDLE)
 @click.option("--trust", "fingerprint", help=_("Fingerprint of the supplier's root."))
-@click.option("--site", type=_BUNDLE, help=_("Several machines (not in this release)."))
+@click.option("--site", type=_BUNDLE, help=_("site.yaml: install on its hosts over SSH."))
 @click.option("--port", type=_PORTS, help=_("Port on 127.0.0.1 (8443, or the next free one)."))
 @click.option("--unsealed", is_flag=True, help=_("Run without the network seal. Recorded."))
 @_break_glass
@@ -118,7 +122,7 @@ def install(
     """Verify BUNDLE while loading it, install its runtime offline, seal it and start it.
 
     Run it again after any interruption: it goes on where it stopped. What is already here is not
-    loaded or installed twice.
+    loaded or installed twice. With --site this happens on every host of that file.
     """
     from appliance.install import lock
     from appliance.install.break_glass import emergency
@@ -126,11 +130,17 @@ def install(
     from appliance.install.embedded import Installation, Request
     from appliance.install.local import LocalCluster
 
-    _refuse_site(site)
     given = emergency(reason)
     home = Home.from_environment()
-    request = Request(bundle, port=port, sealed=not unsealed, start=not no_start)
     trusted = _fingerprint(console, home, bundle, fingerprint, opening)
+    if site is not None:
+        from appliance.cli.install_site import Wanted, install_site
+
+        _only_here(port=port is not None, unsealed=unsealed, no_start=no_start)
+        with _terminated_as_interrupted():
+            install_site(console, Wanted(bundle, site, opening, trusted, given))
+        return
+    request = Request(bundle, port=port, sealed=not unsealed, start=not no_start)
     with (
         _terminated_as_interrupted(),
         admit(bundle, home, trusted, opening, given) as admitted,
@@ -230,9 +240,13 @@ def _confirm_replacing(decided: Plan, *, asked: bool) -> None:
         click.confirm(question, default=True, abort=True, err=True)
 
 
-def _refuse_site(site: Path | None) -> None:
-    if site is not None:
-        raise SiteNotInThisRelease(site=site)
+def _only_here(**given: bool) -> None:
+    """Refuse options that mean this machine and nothing on a site."""
+    for name, is_given in given.items():
+        if is_given:
+            option = f"--{name.replace('_', '-')}"
+            text = _("{option} is for an installation on this machine, not for a site.")
+            raise click.UsageError(text.format(option=option))
 
 
 @contextlib.contextmanager
@@ -255,7 +269,8 @@ def _terminated_as_interrupted() -> Iterator[None]:
 # --- showing --------------------------------------------------------------------------------------
 
 
-def _plan_json(decided: Plan) -> dict[str, Any]:
+def plan_json(decided: Plan) -> dict[str, Any]:
+    """A plan for machines."""
     return {
         "plan": decided.id,
         "release": decided.release,
@@ -290,12 +305,18 @@ def _glass_text(admitted: Admitted) -> str:
 def _plan_text(decided: Plan) -> str:
     if not decided.changes:
         return _("{release} is installed; nothing is to be done.").format(release=decided.release)
-    lines = [_("Plan for {release}:").format(release=decided.release)]
+    title = _("Plan for {release}:").format(release=decided.release)
+    return f"{title}\n{steps_text(decided)}"
+
+
+def steps_text(decided: Plan) -> str:
+    """The phases of a plan, one a line, and what they come to."""
+    lines = []
     for step in decided.steps:
         mark = "·" if step.action == "skip" else "→"
         size = f"  {amount(step.size, 'bytes')}" if step.size and step.action == "run" else ""
         time = f"  ~{step.seconds:.0f} s" if step.seconds >= 1 and step.action == "run" else ""
-        lines.append(f"  {mark} {step.phase:<10} {step.reason}{size}{time}")
+        lines.append(f"  {mark} {step.phase:<11} {step.reason}{size}{time}")
     total = _("  in all: {size} to write, about {seconds:.0f} s")
     lines.append(total.format(size=amount(decided.size, "bytes"), seconds=decided.seconds))
     return "\n".join(lines)

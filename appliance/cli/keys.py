@@ -6,6 +6,7 @@ import click
 
 from appliance.cli.console import Console
 from appliance.cli.options import with_console
+from appliance.cli.site_option import with_site
 from appliance.cli.tables import columns
 from appliance.i18n import _
 from appliance.layout import Home
@@ -21,6 +22,7 @@ def keys() -> None:
 @keys.command()
 @click.argument("name")
 @click.option("--role", type=click.Choice(_ROLES), default="user", show_default=True)
+@with_site
 @with_console
 def create(console: Console, *, name: str, role: str) -> None:
     """Make a key called NAME. It is shown this once and kept nowhere in clear."""
@@ -33,6 +35,7 @@ def create(console: Console, *, name: str, role: str) -> None:
 
 
 @keys.command("list")
+@with_site
 @with_console
 def list_(console: Console) -> None:
     """All keys, revoked ones too."""
@@ -50,6 +53,7 @@ def list_(console: Console) -> None:
 
 @keys.command()
 @click.argument("key_id", metavar="ID")
+@with_site
 @with_console
 def revoke(console: Console, *, key_id: str) -> None:
     """Stop the key ID from working, at once and for good."""

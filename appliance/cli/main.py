@@ -27,6 +27,7 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "plan": ("install", "plan", N_("Show what install would change. Changes nothing.")),
     "install": ("install", "install", N_("Verify a bundle and install it, sealed.")),
     "uninstall": ("install", "uninstall", N_("Remove the appliance.")),
+    "site": ("site", "site", N_("Describe a site of several machines; trust its hosts.")),
     "start": ("operate", "start", N_("Start the installed appliance.")),
     "stop": ("operate", "stop", N_("Stop the running appliance.")),
     "status": ("operate", "status", N_("What runs, what is installed, what it uses.")),

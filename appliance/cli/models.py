@@ -8,6 +8,7 @@ import click
 
 from appliance.cli.console import Console
 from appliance.cli.options import with_console
+from appliance.cli.site_option import with_site
 from appliance.cli.tables import columns, fields
 from appliance.errors import RecordMissing
 from appliance.i18n import _
@@ -20,6 +21,7 @@ def models() -> None:
 
 
 @models.command("list")
+@with_site
 @with_console
 def list_(console: Console) -> None:
     """The models of the release. Adapters are listed by 'sovctl adapters list'."""
@@ -34,6 +36,7 @@ def list_(console: Console) -> None:
 
 @models.command()
 @click.argument("name")
+@with_site
 @with_console
 def show(console: Console, *, name: str) -> None:
     """One model, with the adapters made for it."""

@@ -12,9 +12,10 @@ import click
 
 from appliance.cli.console import Console, amount
 from appliance.cli.options import with_console
+from appliance.cli.site_option import chosen_site, with_site
 from appliance.errors import ExitCode, NoSuchLog, NotInstalled
 from appliance.i18n import _
-from appliance.layout import Home
+from appliance.layout import Home, SitePlace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,15 +76,21 @@ def stop(console: Console) -> None:
 
 
 @click.command(short_help=_("What runs, what is installed, what it uses."))
+@with_site
 @with_console
 def status(console: Console) -> None:
     """Show releases, models, adapters, jobs, seal, ledger head and disk by area.
 
-    Works when the appliance is stopped too; it then knows less.
+    Works when the appliance is stopped too; it then knows less. For a site it shows what the site's
+    gateway says.
     """
     from appliance.install.overview import look
 
     home = Home.from_environment()
+    place = chosen_site(home)
+    if place is not None:
+        _site_status(console, place)
+        return
     overview = look(home, lambda: _account(home))
     console.result(overview.as_json(), _status_text(overview))
 
@@ -136,6 +143,31 @@ def logs(
     console.result(ends, text)
     if follow and not console.as_json:
         _follow(chosen)
+
+
+def _site_status(console: Console, place: SitePlace) -> None:
+    """What a site's gateway says of the whole site."""
+    from appliance.install.site import Endpoint
+
+    endpoint = Endpoint.read(place)
+    if endpoint is None:
+        raise NotInstalled(home=place.root)
+    account = _account(place.home)
+    rows = [
+        (_("site"), place.name),
+        (_("API"), f"{endpoint.url}/v1"),
+        (_("release"), endpoint.release or "–"),
+    ]
+    for title, key in (
+        (_("nodes"), "nodes"),
+        (_("models"), "models"),
+        (_("adapters"), "adapters"),
+        (_("jobs"), "jobs"),
+    ):
+        if key in account:
+            rows.append((title, _listed(account[key])))
+    value = {"site": place.name, "endpoint": endpoint.url, "release": endpoint.release, **account}
+    console.result(value, "\n".join(f"{title:<11} {text}" for title, text in rows))
 
 
 # --- reading --------------------------------------------------------------------------------------

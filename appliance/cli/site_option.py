@@ -6,18 +6,24 @@ or a suffix is a ``site.yaml``. Either way the site's folder is the one of its n
 
 from __future__ import annotations
 
-import json
-import ssl
+import os
+from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from appliance.errors import NotInstalled, NotRunning
+import click
+
+from appliance.errors import NotInstalled, SiteAmbiguous
 from appliance.i18n import _
 from appliance.layout import Home, SitePlace
 
 if TYPE_CHECKING:
     from appliance.cli.gateway_client import GatewayClient
     from appliance.manifests.site import Site
+
+R = TypeVar("R")
+_chosen: ContextVar[str | None] = ContextVar("site", default=None)
 
 
 def open_site(name_or_file: str) -> tuple[Site, SitePlace]:
@@ -41,25 +47,39 @@ def site_gateway(place: SitePlace) -> GatewayClient:
 
     Raises :class:`NotInstalled` where the site is not installed yet.
     """
-    import httpx
+    from appliance.cli.gateway_client import GatewayClient
 
-    from appliance.cli.gateway_client import TIMEOUT, GatewayClient
+    return GatewayClient.from_site(place)
 
-    if not place.endpoint.is_file():
-        raise NotInstalled(home=place.root)
-    try:
-        endpoint = json.loads(place.endpoint.read_bytes())
-        trusted = ssl.create_default_context(cafile=endpoint["ca"])
-        key = Path(endpoint["operator_key"]).read_text(encoding="ascii").strip()
-        url = str(endpoint["url"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = _("{path} is damaged.").format(path=place.endpoint)
-        raise NotRunning(home=place.root, reason=reason) from error
-    client = httpx.Client(
-        base_url=url,
-        headers={"Authorization": f"Bearer {key}"},
-        verify=trusted,
-        timeout=TIMEOUT,
-        trust_env=False,
-    )
-    return GatewayClient(place.home, client)
+
+def with_site(command: Callable[..., R]) -> Callable[..., R]:
+    """Add ``--site``: which appliance the command asks; see :func:`chosen_site`."""
+
+    def keep(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+        _chosen.set(value)
+
+    return click.option(
+        "--site",
+        metavar="NAME",
+        expose_value=False,
+        callback=keep,
+        help=_("The site to ask (also $SOVCTL_SITE), where several are installed from here."),
+    )(command)
+
+
+def chosen_site(home: Home) -> SitePlace | None:
+    """The site that commands ask; None for the appliance on this machine.
+
+    It is what ``--site`` or ``$SOVCTL_SITE`` names, or the only site installed from here where this
+    machine has no appliance of its own. Raises :class:`SiteAmbiguous` if there are several.
+    """
+    named = _chosen.get() or os.environ.get("SOVCTL_SITE")
+    if named:
+        return SitePlace(home, named)
+    if home.current.is_symlink() or home.secrets.is_dir() or not home.sites.is_dir():
+        return None
+    found = sorted(folder.name for folder in home.sites.iterdir())
+    installed = [name for name in found if SitePlace(home, name).endpoint.is_file()]
+    if len(installed) > 1:
+        raise SiteAmbiguous(sites=", ".join(installed))
+    return SitePlace(home, installed[0]) if installed else None

@@ -12,6 +12,7 @@ import click
 
 from appliance.cli.console import Console
 from appliance.cli.options import with_console
+from appliance.cli.site_option import with_site
 from appliance.cli.tables import columns, fields
 from appliance.errors import TuneStopped
 from appliance.i18n import N_, _
@@ -39,6 +40,7 @@ def tune() -> None:
 @tune.command()
 @click.argument("spec", type=click.Path(path_type=Path))
 @click.option("--follow/--detach", default=True, help=_("Wait and show progress, or return."))
+@with_site
 @with_console
 def submit(console: Console, *, spec: Path, follow: bool) -> None:
     """Start the tuning run that SPEC (YAML) describes."""
@@ -57,6 +59,7 @@ def submit(console: Console, *, spec: Path, follow: bool) -> None:
 
 
 @tune.command("list")
+@with_site
 @with_console
 def list_(console: Console) -> None:
     """All jobs, newest first."""
@@ -72,6 +75,7 @@ def list_(console: Console) -> None:
 
 @tune.command()
 @click.argument("job_id", metavar="ID")
+@with_site
 @with_console
 def show(console: Console, *, job_id: str) -> None:
     """One job: its spec and how it stands."""
@@ -87,6 +91,7 @@ def show(console: Console, *, job_id: str) -> None:
 @tune.command()
 @click.argument("job_id", metavar="ID")
 @click.option("--follow", "-f", is_flag=True, help=_("Show its progress until it ends."))
+@with_site
 @with_console
 def logs(console: Console, *, job_id: str, follow: bool) -> None:
     """What a job printed; with --follow, its progress."""
@@ -100,6 +105,7 @@ def logs(console: Console, *, job_id: str, follow: bool) -> None:
 
 @tune.command()
 @click.argument("job_id", metavar="ID")
+@with_site
 @with_console
 def cancel(console: Console, *, job_id: str) -> None:
     """Ask a job to stop: it finishes its step and saves a checkpoint first."""

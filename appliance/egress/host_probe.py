@@ -13,7 +13,8 @@ time like that, over every interface that carries one of the site's addresses; t
 the only wall, and it must count. For IPv6 the address is link-local, where a route always is.
 
 Nothing is sent unless the seal's table is loaded and there is no default route (or a reason for
-one), except with ``control``: before a host is sealed, that shows what the attempts would reach.
+one), except with ``control``: before a host is sealed, that shows what the attempts would reach, by
+the routes there are.
 
 Whether the loaded rules are the rendered ones is found by loading the rendered ones into a network
 namespace that ends with the question: the same nft and kernel print both.
@@ -168,7 +169,7 @@ def _attempts(links: list[str], control: bool) -> list[tuple[str, str, str, str]
     """Every attempt, as the user that this process is."""
     wait = _SECONDS if control else 0.0
     tries: list[tuple[str, str, Callable[[], str]]] = []
-    for link in ("", *links):
+    for link in [""] if control else ["", *links]:
         over = f" over {link}" if link else ""
         tries += [
             (f"tcp{over}", TEST_IPV4, partial(_tcp, TEST_IPV4, 443, link)),

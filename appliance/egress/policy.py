@@ -27,7 +27,7 @@ from ipaddress import (
 )
 from typing import Literal
 
-from appliance.egress import flow_ports as site_ports
+from appliance.manifests import site_ports
 from appliance.manifests.site import Host, NetworkKind, NfsStorage, Role, Site
 
 Address = IPv4Address | IPv6Address
@@ -35,6 +35,17 @@ Network = IPv4Network | IPv6Network
 Protocol = Literal["tcp", "udp"]
 Direction = Literal["in", "out"]
 
+_RAY_DAEMONS = tuple(
+    range(port, port + 1)
+    for port in (
+        site_ports.NODE_MANAGER,
+        site_ports.OBJECT_MANAGER,
+        site_ports.RUNTIME_ENV_AGENT,
+        site_ports.DASHBOARD_AGENT_GRPC,
+        site_ports.DASHBOARD_AGENT_HTTP,
+        site_ports.METRICS_EXPORT,
+    )
+)
 _RAY = frozenset({Role.RAY_HEAD, Role.RAY_WORKER})
 
 
@@ -138,7 +149,7 @@ def _ray(site: Site, domain: str) -> Iterator[_Exchange]:
         "ray-gcs", f"Ray's control store of trust domain {domain}, on its head", "tcp",
         _one(site_ports.GCS), nodes, head, cluster,
     )  # fmt: skip
-    daemons = _spans(site_ports.RAY_DAEMONS)
+    daemons = _spans(_RAY_DAEMONS)
     yield _Exchange(
         "ray-daemons", f"Ray's daemons of trust domain {domain} among themselves", "tcp",
         daemons, nodes, nodes, cluster,
@@ -211,7 +222,7 @@ def _monitoring(site: Site) -> Iterator[_Exchange]:
     )  # fmt: skip
     yield _Exchange(
         "ray-metrics", "Prometheus reads Ray's metrics", "tcp",
-        _one(site_ports.RAY_METRICS), watchers, nodes, NetworkKind.CLUSTER,
+        _one(site_ports.METRICS_EXPORT), watchers, nodes, NetworkKind.CLUSTER,
     )  # fmt: skip
 
 

@@ -38,7 +38,6 @@ from appliance.install.journal import Journal
 from appliance.install.plan import BundleFacts, Installed, Phase, Plan, Wish, make_plan
 from appliance.install.preflight import Finding, Needs
 from appliance.install.runtime import (
-    UNPACK_FACTOR,
     Interpreter,
     Pick,
     install_runtime,
@@ -47,6 +46,7 @@ from appliance.install.runtime import (
 )
 from appliance.install.secrets import ensure_secrets, has_secrets, record
 from appliance.manifests.bundle import BlobRef, Platform
+from appliance.manifests.environment import UNPACK_FACTOR
 from appliance.store.blobs import Store
 from appliance.store.releases import Release, Releases
 from appliance.store.space import Files
@@ -210,7 +210,7 @@ class Installation:
         execute(plan, self._acts(), self._go_back, self._journal, progress)
         self._bundle.remember()
 
-    def _acts(self) -> Mapping[Phase, Act]:
+    def _acts(self) -> Mapping[str, Act]:
         return {
             Phase.PREFLIGHT: self._preflight,
             Phase.BLOBS: self._blobs,

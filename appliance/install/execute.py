@@ -35,7 +35,7 @@ _AFTER_SWITCH = frozenset({Phase.ACTIVATE, Phase.START, Phase.HEALTH})
 
 
 def execute(
-    plan: Plan, acts: Mapping[Phase, Act], go_back: GoBack, journal: Journal, progress: Progress
+    plan: Plan, acts: Mapping[str, Act], go_back: GoBack, journal: Journal, progress: Progress
 ) -> None:
     """Run the pending phases of ``plan``; return when all are done.
 
@@ -102,12 +102,10 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _record(
-    journal: Journal, plan: Plan, mark: Mark, phase: Phase | None = None, reason: str = ""
-) -> None:
+def _record(journal: Journal, plan: Plan, mark: Mark, phase: str = "", reason: str = "") -> None:
     entry = Entry(
         plan=plan.id,
-        phase=phase or "",
+        phase=phase,
         mark=mark,
         at=datetime.now(UTC),
         release=plan.release if mark == "begin" else "",

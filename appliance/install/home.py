@@ -29,6 +29,7 @@ def is_known(home: Home, name: str) -> bool:
         home.marker, home.trust, home.store, home.releases, home.current, home.previous,
         home.journal, home.lock, home.cache, home.ledger, home.logs, home.secrets, home.tls,
         home.registry.parent, home.datasets, home.runs, home.adapters, home.run, home.tmp,
+        home.sites,
     )  # fmt: skip
     halfway = {f".{home.current.name}.new", f".{home.previous.name}.new", f"{home.marker.name}.new"}
     return name in {place.name for place in places} | halfway

@@ -87,13 +87,20 @@ def ask_gateway(home: Home, endpoint: str, path: str) -> object:
 
     Raises ``OSError`` (an HTTP error status too) or ``ValueError``.
     """
-    trusted = ssl.create_default_context(cafile=home.tls / "ca.pem")
-    key = (home.secrets / "operator.key").read_text(encoding="ascii").strip()
-    request = urllib.request.Request(  # noqa: S310 - our own https endpoint
-        f"{endpoint}{path}", headers={"Authorization": f"Bearer {key}"}
-    )
+    return ask(f"{endpoint}{path}", home.tls / "ca.pem", home.secrets / "operator.key")
+
+
+def ask(url: str, ca: Path, key_file: Path, data: bytes | None = None) -> object:
+    """GET ``url``, or POST ``data`` (JSON) there, as the operator; return the JSON.
+
+    Raises ``OSError`` (an HTTP error status too) or ``ValueError``.
+    """
+    trusted = ssl.create_default_context(cafile=ca)
+    key = key_file.read_text(encoding="ascii").strip()
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    request = urllib.request.Request(url, data, headers)  # noqa: S310 - our own https endpoint
     direct = urllib.request.build_opener(
         urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusted)
     )
-    with direct.open(request, timeout=10) as answer:
+    with direct.open(request, timeout=10 if data is None else 120) as answer:
         return json.load(answer)

@@ -1,8 +1,8 @@
-"""One command at a time may change an installation.
+"""One command at a time may change an installation, or a site's.
 
-The lock is flock(2) on ``Home.lock``: the kernel releases it when its holder ends, however it
-ends, so it is never stale. The file's content (holder's process id and command) is only there to
-be shown to whoever has to wait; it decides nothing.
+The lock is flock(2) on ``Home.lock`` or ``SitePlace.lock``: the kernel releases it when its holder
+ends, however it ends, so it is never stale. The file's content (holder's process id and command) is
+only there to be shown to whoever has to wait; it decides nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from appliance.errors import Busy, PermissionRefused
 
@@ -21,11 +21,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from appliance.layout import Home
-
 
 _ATTEMPTS = 4
 _PAUSE_S = 0.05
+
+
+class Lockable(Protocol):
+    """A folder with a lock: ``Home`` and ``SitePlace`` of :mod:`appliance.layout`."""
+
+    @property
+    def root(self) -> Path:
+        """The folder; made if it is missing."""
+
+    @property
+    def lock(self) -> Path:
+        """The lock's file, directly in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +47,7 @@ class Holder:
 
 
 @contextmanager
-def hold(home: Home, command: str) -> Iterator[None]:
+def hold(home: Lockable, command: str) -> Iterator[None]:
     """Hold the installation's lock for the ``with`` block.
 
     ``command`` is what the operator typed, without secrets. Raises :class:`Busy` at once if
@@ -59,7 +69,7 @@ def hold(home: Home, command: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _acquire(home: Home) -> int:
+def _acquire(home: Lockable) -> int:
     """Return a locked descriptor. Raises :class:`Busy` if another process keeps the lock."""
     # Not inherited by child processes: what outlives us (the appliance) must not hold the lock.
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -83,7 +93,7 @@ def _acquire(home: Home) -> int:
     raise Busy(home=home.root, pid=owner.pid, command=owner.command)
 
 
-def holder(home: Home) -> Holder | None:
+def holder(home: Lockable) -> Holder | None:
     """Who holds the lock now, or None if nobody does."""
     try:
         descriptor = os.open(home.lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)

@@ -41,9 +41,12 @@ Action = Literal["run", "skip"]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One phase of a plan: whether it runs, why, bytes to write and guessed seconds."""
+    """One phase of a plan: whether it runs, why, bytes to write and guessed seconds.
 
-    phase: Phase
+    A phase is a :class:`Phase`, or one of a site's (:mod:`appliance.install.site_plan`).
+    """
+
+    phase: StrEnum
     action: Action
     reason: str
     size: int = 0

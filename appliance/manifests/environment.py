@@ -17,6 +17,9 @@ from typing import cast
 
 from appliance.manifests.bundle import Accelerator, BundleManifest, Platform
 
+UNPACK_FACTOR = 4.5
+"""Bytes on disk for a byte of wheel: 3.46 unpacked and 4.29 with bytecode were measured."""
+
 _PREFIX = "environment."
 _VALUE = re.compile(r"(\d{1,2}) (3\.\d{1,2}) ([a-z0-9]{1,32}) ([a-z0-9_]{1,32}) (cpu|cuda)")
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")

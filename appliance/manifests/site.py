@@ -303,6 +303,8 @@ class Site(_Part):
         gateways = [host for host in self.hosts if Role.GATEWAY in host.roles]
         if len(gateways) != 1:
             raise ValueError(f"one host has the role gateway, not {len(gateways)}")
+        if sum(Role.MONITORING in host.roles for host in self.hosts) > 1:
+            raise ValueError("at most one host has the role monitoring")
         for name in self.gateway.networks:
             if gateways[0].address_in(name) is None:
                 raise ValueError(f"gateway: host {gateways[0].name} is not in network {name}")

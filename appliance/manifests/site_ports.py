@@ -18,3 +18,11 @@ REPLICAS: Final = range(8100, 8200)
 RELAY_DASHBOARD: Final = 9443
 RELAY_SERVE: Final = 9444
 RELAY_REPLICAS: Final = range(9500, 9600)
+
+# Between the tuning workers of one trust domain (torch.distributed, Gloo): the kernel's own range
+# for ports that nobody named, which role base narrows to this.
+COLLECTIVE: Final = range(32768, 33792)
+NODE_EXPORTER: Final = 9100
+TIME: Final = 123
+NAMES: Final = 53
+NFS: Final = 2049

@@ -49,6 +49,11 @@ class Example:
         """Tokens before the first learnt one."""
         return self.learnt.index(True)
 
+    @property
+    def counted(self) -> int:
+        """Tokens that count in the loss."""
+        return sum(self.learnt[1:])
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -123,11 +128,14 @@ class Batches:
 
     def at(self, step: int) -> Batch:
         """The batch of ``step`` (from 0)."""
+        return pad(self.rows_at(step), self.pad_token)
+
+    def rows_at(self, step: int) -> list[Example]:
+        """The rows of ``step`` (from 0)."""
         epoch, index = divmod(step, self.per_epoch)
         if self._known[0] != epoch:
             self._known = (epoch, self._order(epoch))
-        chosen = self._known[1][index]
-        return pad([self.examples[i] for i in chosen], self.pad_token)
+        return [self.examples[i] for i in self._known[1][index]]
 
     def _order(self, epoch: int) -> list[list[int]]:
         # Seeding with text goes through SHA-512: the same on every platform and Python since 3.2.

@@ -14,6 +14,7 @@ Ray all go on by the same path.
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,10 +24,11 @@ from typing import Any
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from appliance.tuning.files import file_digest, publish, staged_folder, write_atomically
 from appliance.tuning.run import Digest
+from appliance.tuning.team import ALONE, Team
 
 WEIGHTS, TRAINER, MANIFEST = "adapter_model.safetensors", "trainer.pt", "checkpoint.json"
 
@@ -63,17 +65,25 @@ class Checkpoints:
         for old in sorted(self.folder.glob("step-*"))[:-_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def restore(self, model: Any, optimizer: torch.optim.Optimizer) -> int:
-        """Load the newest sound checkpoint of this run; return its step, 0 if there is none."""
-        for folder, manifest in self._sound():
-            set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
-            state = torch.load(folder / TRAINER, weights_only=True, map_location="cpu")
+    def restore(self, model: Any, optimizer: torch.optim.Optimizer, team: Team = ALONE) -> int:
+        """Load the newest sound checkpoint of this run; return its step, 0 if there is none.
+
+        The leader of a team reads it for all: two hosts may for a while see different files.
+        """
+        found = next(self._sound(), None) if team.leads else None
+        folder, manifest = found if found is not None else (self.folder, None)
+        number = team.shared(lambda: (manifest.step if manifest else 0).to_bytes(8, "big"))
+        step = int.from_bytes(number, "big")
+        if step:
+            weights = team.shared((folder / WEIGHTS).read_bytes)
+            trainer = team.shared((folder / TRAINER).read_bytes)
+            set_peft_model_state_dict(model, load(weights))
+            state = torch.load(io.BytesIO(trainer), weights_only=True, map_location="cpu")
             optimizer.load_state_dict(state["optimizer"])
             torch.set_rng_state(state["rng"])
             if state["cuda_rng"]:
                 torch.cuda.set_rng_state_all(state["cuda_rng"])
-            return manifest.step
-        return 0
+        return step
 
     def _sound(self) -> Iterator[tuple[Path, _Manifest]]:
         for folder in sorted(self.folder.glob("step-*"), reverse=True):

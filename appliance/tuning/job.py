@@ -1,7 +1,7 @@
 """``python -m appliance.tuning.job RUN_DIR``: a tuning run as a Ray job's entry point.
 
 Checks that base and data are the ones the run names, lets Ray Train run
-:func:`appliance.tuning.loop.work` in one worker, and writes the card and ``result.json``. May be
+:func:`appliance.tuning.loop.work` in its workers, and writes the card and ``result.json``. May be
 submitted again at any time: a finished run ends at once, an unfinished one goes on from its last
 checkpoint. ``SIGTERM`` (what ``ray job stop`` sends) lets the step in hand finish and be saved.
 
@@ -27,6 +27,7 @@ from appliance.errors import (
     TuneInputChanged,
     TuneRunInvalid,
     TuneWorkerLost,
+    TuneWorkersTooMany,
 )
 from appliance.i18n import _
 from appliance.tuning.card import Figures, Training, describe
@@ -34,6 +35,7 @@ from appliance.tuning.files import folder_files, tree_digest, write_atomically
 from appliance.tuning.run import Resolved, Result, Run, RunFolder, line
 
 _ATTEMPTS = 2  # Ray's FailureConfig(max_failures=1)
+_MEETING_S = 300  # within which all workers have found each other
 
 _log = logging.getLogger("appliance.tuning")
 
@@ -53,7 +55,7 @@ def main(arguments: list[str]) -> int:
         run = folder.load()
         if not _is_finished(folder, run):
             check_inputs(run)
-            _train(folder)
+            _train(folder, run.spec.workers)
             finish(folder, run)
     except ApplianceError as error:
         folder.fail(error)
@@ -121,21 +123,27 @@ def _heed_sigterm(folder: RunFolder) -> None:
     signal.signal(signal.SIGTERM, ask_to_stop)
 
 
-def _train(folder: RunFolder) -> None:
-    """Run the loop under Ray Train. Raises what the worker wrote to ``error.json``."""
+def _train(folder: RunFolder, workers: int) -> None:
+    """Run the loop under Ray Train. Raises what a worker wrote to ``error.json``."""
     from ray.exceptions import RayError
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.base_trainer import TrainingFailedError
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     from appliance.tuning.loop import work
 
     _connect()
     _heed_sigterm(folder)  # ray.init has put a handler of its own there, which ends the process
+    _require_hosts(workers)
     trainer = TorchTrainer(
         work,
         train_loop_config={"run_dir": str(folder.root)},
-        scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
+        torch_config=TorchConfig(timeout_s=_MEETING_S),
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            resources_per_worker={"CPU": 1},
+            placement_strategy="PACK" if workers == 1 else "SPREAD",
+        ),
         run_config=RunConfig(
             name="ray",
             storage_path=str(folder.root),
@@ -149,6 +157,16 @@ def _train(folder: RunFolder) -> None:
         reason = str(error).strip().splitlines()[-1]
         raise TuneWorkerLost(times=_ATTEMPTS, reason=reason) from error
     _raise_recorded(folder)
+
+
+def _require_hosts(workers: int) -> None:
+    """Raise :class:`TuneWorkersTooMany` if there is not a host for every worker now: Ray would wait
+    for one for ever, and nobody would know for what."""
+    import ray
+
+    able = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+    if workers > max(1, len(able)):
+        raise TuneWorkersTooMany(workers=workers, hosts=len(able))
 
 
 def _connect() -> None:

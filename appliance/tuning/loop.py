@@ -6,10 +6,15 @@ Ray Train calls :func:`work` in its worker process; tests call :func:`train` dir
 the run needs is in its folder (:mod:`appliance.tuning.run`) and so is everything it makes, so a
 worker that was killed is simply started again: evaluations already made are read, training goes on
 from the newest checkpoint, and the result is the same to the bit (same machine, same threads).
+
+Several workers, on as many hosts, share the rows of each step and add up their gradients, so that
+each does the step that one would do with all the rows: the loss is the same but for rounding. They
+share the run's folder too, on the site's storage; only the first writes there.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import time
@@ -31,7 +36,7 @@ from appliance.errors import (
     TuneTemplateUnfit,
 )
 from appliance.tuning import datasets
-from appliance.tuning.batches import Batches, Example
+from appliance.tuning.batches import Batches, Example, pad
 from appliance.tuning.checkpoints import Checkpoints
 from appliance.tuning.encode import Split, TemplateUnfit, read_split
 from appliance.tuning.evaluate import Evaluation, evaluate, heldout_loss, steps_of
@@ -39,11 +44,13 @@ from appliance.tuning.failures import explained
 from appliance.tuning.files import write_atomically
 from appliance.tuning.model import attach, load_base, load_tokenizer, summed_loss
 from appliance.tuning.outcome import Outcome, save_outcome
-from appliance.tuning.run import Digest, Run, RunFolder, line
+from appliance.tuning.run import Digest, Run, RunFolder, SilentFolder, line
 from appliance.tuning.schedule import learning_rate, seconds_left
+from appliance.tuning.team import ALONE, Team
 
 # People wait for answers; nobody waits for a step: the serving replica goes first.
 NICENESS = 10
+_LATE_S = 10
 
 
 class _BaseEvaluation(BaseModel):
@@ -75,7 +82,8 @@ def work(config: dict[str, str]) -> None:
     import ray.train
 
     os.nice(NICENESS)  # of this thread and those it starts; a worker process trains once
-    folder = RunFolder(Path(config["run_dir"]))
+    team = Team.of_ray_train()
+    folder = (RunFolder if team.leads else SilentFolder)(Path(config["run_dir"]))
     last = folder.load().spec.steps
 
     def report(metrics: dict[str, float]) -> None:
@@ -84,14 +92,35 @@ def work(config: dict[str, str]) -> None:
         if metrics["step"] == last:
             ray.train.report(metrics)
 
+    take_part(folder, report, team)
+
+
+def take_part(folder: RunFolder, report: Report, team: Team) -> None:
+    """:func:`train`, ending as :func:`work` says it ends."""
     try:
-        train(folder, report)
+        train(folder, report, team)
     except ApplianceError as error:
         folder.fail(error)
+    except RuntimeError:  # so torch tells that another worker left
+        if team.alone or not _explained_by_another(folder):
+            raise
+    finally:
+        team.leave()
 
 
-def train(folder: RunFolder, report: Report) -> None:
+def _explained_by_another(folder: RunFolder) -> bool:
+    """Whether another worker wrote why the run ends. Shared storage may show that a little late."""
+    for _turn in range(_LATE_S):
+        if folder.error.exists():
+            return True
+        time.sleep(1)
+    return False
+
+
+def train(folder: RunFolder, report: Report, team: Team = ALONE) -> None:
     """Do the whole run in ``folder``, or what is left of it; leaves ``result/`` but its card.
+
+    Called by every worker of ``team``; only the leader evaluates and writes.
 
     Raises:
         TuneNoRows, TuneTemplateUnfit: the data set cannot be trained on.
@@ -112,9 +141,12 @@ def train(folder: RunFolder, report: Report) -> None:
         base = load_base(run.base.path, run.spec.precision, device)
         folder.report(line("load", 1, 1))
 
-        before = _evaluate_base(folder, run, base, tokenizer, rows)
+        before = _evaluate_base(folder, run, base, tokenizer, rows) if team.leads else None
         model = attach(base, run.spec)
-        _Training(folder, run, model, rows, tokenizer.pad_token_id, before.seconds, report).go()
+        training = _Training(folder, run, model, rows, tokenizer.pad_token_id, report, team)
+        training.go(afterwards=before.seconds if before is not None else 0.0)
+        if before is None:
+            return
         after = _evaluate(folder, run, model, tokenizer, rows, phase="evaluate-adapter")
 
         folder.report(line("save", 0, 1))
@@ -208,15 +240,16 @@ def _evaluate(
 
 @dataclass
 class _Training:
-    """The optimiser steps of a run. ``afterwards`` is the seconds the last evaluation will take."""
+    """The optimiser steps of a run, as one worker of ``team`` does them."""
 
     folder: RunFolder
     run: Run
     model: Any
     rows: _Rows
     pad_token: int
-    afterwards: float
     report: Report
+    team: Team
+    stop_asked: bool = False
 
     def __post_init__(self) -> None:
         spec = self.run.spec
@@ -227,10 +260,11 @@ class _Training:
         self.batches = Batches(self.rows.train.examples, spec.batch_rows, spec.seed, self.pad_token)
         self.checkpoints = Checkpoints(self.folder.checkpoints, self.run.digest())
 
-    def go(self) -> None:
-        """Train from the newest checkpoint to the last step."""
+    def go(self, afterwards: float) -> None:
+        """Train from the newest checkpoint to the last step; the last evaluation will take
+        ``afterwards`` seconds."""
         spec = self.run.spec
-        start = self.checkpoints.restore(self.model, self.optimizer)
+        start = self.checkpoints.restore(self.model, self.optimizer, self.team)
         recent: deque[tuple[float, int]] = deque(maxlen=10)
         self.model.train()
         for step in range(start, spec.steps):
@@ -239,35 +273,62 @@ class _Training:
             done = step + 1
             measured = self._heldout(done)
             if done % spec.checkpoint_every == 0 or done == spec.steps:
-                self.checkpoints.save(done, self.model, self.optimizer)
+                self._save(done)
             recent.append((time.monotonic() - began, tokens))
-            self._tell(done, loss, measured, recent)
-            if self.folder.stop.exists() and done < spec.steps:
-                self.checkpoints.save(done, self.model, self.optimizer)
+            self._tell(done, loss, measured, recent, afterwards)
+            if self._stops() and done < spec.steps:
+                self._save(done)
                 self.folder.report(line("stopped", done, spec.steps))
                 raise TuneStopped(step=done, steps=spec.steps)
 
+    def _save(self, done: int) -> None:
+        if self.team.leads:
+            self.checkpoints.save(done, self.model, self.optimizer)
+
+    def _stops(self) -> bool:
+        """Whether to stop after this step, on which all workers must agree."""
+        return self.folder.stop.exists() if self.team.alone else self.stop_asked
+
     def _step(self, step: int) -> tuple[float, int]:
         """One optimiser step; its loss (nats per learnt token, before it) and its tokens."""
-        batch = self.batches.at(step)
-        loss = summed_loss(self.model, batch, self.model.device) / batch.learnt
+        rows = self.batches.rows_at(step)
+        if not self.team.alone:
+            # Dropout differs between workers, and a resumed run draws what it would have drawn.
+            torch.manual_seed(self._seed(step))
+        batch = pad(self.team.share(rows), self.pad_token)
+        counted = sum(row.counted for row in rows)
+        loss = summed_loss(self.model, batch, self.model.device) / counted
         value = loss.item()
-        # Checked before the update, so that no checkpoint ever holds what NaN did to the weights.
-        if not math.isfinite(value):
-            raise TuneLossNotFinite(
-                step=step + 1, loss=value, learning_rate=self.run.spec.learning_rate
-            )
+        if self.team.alone:
+            self._require_finite(step, value)
         torch.autograd.backward(loss)
+        if not self.team.alone:
+            gradients = [parameter.grad for parameter in self.parameters]
+            stop = self.team.leads and self.folder.stop.exists()
+            value, self.stop_asked = self.team.add_up(value, gradients, stop)
+            self._require_finite(step, value)
         torch.nn.utils.clip_grad_norm_(self.parameters, self.run.spec.max_gradient_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.run.spec, step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return value, batch.tokens
+        return value, sum(len(row.tokens) for row in rows)
+
+    def _require_finite(self, step: int, value: float) -> None:
+        """Checked before the update, so that no checkpoint ever holds what NaN did to the
+        weights."""
+        if not math.isfinite(value):
+            raise TuneLossNotFinite(
+                step=step + 1, loss=value, learning_rate=self.run.spec.learning_rate
+            )
+
+    def _seed(self, step: int) -> int:
+        text = f"{self.run.spec.seed}:{step}:{self.team.rank}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
     def _heldout(self, done: int) -> float | None:
         every = self.run.spec.evaluation.every
-        if not every or done % every or done == self.run.spec.steps:
+        if not self.team.leads or not every or done % every or done == self.run.spec.steps:
             return None
         return heldout_loss(self.model, self.rows.heldout, self.pad_token)
 
@@ -277,11 +338,12 @@ class _Training:
         loss: float,
         measured: float | None,
         recent: deque[tuple[float, int]],
+        afterwards: float,
     ) -> None:
         seconds = [took for took, _tokens in recent]
         steps = self.run.spec.steps
         rate = sum(tokens for _took, tokens in recent) / sum(seconds)
-        left = seconds_left(seconds, steps - done, self.afterwards)
+        left = seconds_left(seconds, steps - done, afterwards)
         self.folder.report(
             line(
                 "train",

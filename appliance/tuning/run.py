@@ -168,6 +168,15 @@ class RunFolder:
             os.close(descriptor)
 
 
+class SilentFolder(RunFolder):
+    """The same for a worker that does not lead: it reads, and reports nothing."""
+
+    __slots__ = ()
+
+    def report(self, line: ProgressLine) -> None:
+        """The leader reports."""
+
+
 def line(
     phase: Phase,
     step: int,

@@ -23,7 +23,9 @@ from typing import TypeVar
 import pytest
 from egress_sites import hospital
 
+from appliance.egress.host_probe import program
 from appliance.egress.ruleset import render
+from appliance.provision.proof import order_for, results_of
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("nft") or not shutil.which("ip"),
@@ -243,3 +245,38 @@ def test_a_broken_candidate_leaves_the_old_rules(world: World) -> None:
     assert world.n2.run("nft", "list", "table", "inet", "sovctl") == before
     world.seal()  # and the same once more is the same
     assert world.n2.run("nft", "list", "table", "inet", "sovctl") == before
+
+
+def test_the_probe_of_a_host_tells_sealed_from_tampered(world: World) -> None:
+    site = hospital()
+
+    def outcomes(*, control: bool = False) -> dict[str, str]:
+        order = order_for(site, site.host("n2"), attempts=True, control=control)
+        said = world.n2.run("/usr/bin/python3", "-", text=program(order).decode())
+        return {f"{r.probe} {r.target}": r.outcome for r in results_of(said.encode())}
+
+    with world.others.inside(lambda: listen(OUTSIDE, 443)):
+        before = outcomes(control=True)
+    assert before["rules kernel"] == "not-sealed"
+    for probe in ("tcp", "udp", "icmp"):
+        assert before[f"{probe} as root {OUTSIDE}"] == "reached"
+
+    world.seal()
+    shy = outcomes()  # the default routes are still there
+    assert shy["routes default"] == "not-sealed"
+    assert not any(" as " in name for name in shy), "nothing is sent from a host that is not sealed"
+
+    for family in ("-4", "-6"):
+        world.n2.run("ip", family, "route", "del", "default")
+    sealed = outcomes()
+    assert sealed["rules kernel"] == sealed["routes default"] == "control-ok"
+    attempts = {n: o for n, o in sealed.items() if " as " in n and "control" not in n}
+    assert {name.split(" as ")[1].split(" ")[0] for name in attempts} == {"root", "nobody"}
+    assert set(attempts.values()) == {"blocked"}
+    assert {o for n, o in sealed.items() if n.startswith("counter")} == {"control-ok"}
+
+    world.n2.run("nft", "insert", "rule", "inet", "sovctl", "output", "udp", "dport", "9", "accept")
+    tampered = outcomes()
+    assert tampered["rules kernel"] == "not-sealed"
+    assert tampered[f"udp over eth0 as root {OUTSIDE}"] == "reached"
+    assert tampered["dns over eth0 as root 198.51.100.53"] == "blocked"

@@ -34,8 +34,15 @@ from typing import Any
 
 from tests.lab import root as trees
 from tests.lab.network import (
-    CONTROLLER, FIRST_HOST, NETWORKS, Fabric, Internet, address, address_v6, namespaces,
-)  # fmt: skip
+    CONTROLLER,
+    FIRST_HOST,
+    NETWORKS,
+    Fabric,
+    Internet,
+    address,
+    address_v6,
+    namespaces,
+)
 
 HOME = "/var/lib/sovctl"
 SHARED = "/srv/shared"
@@ -293,9 +300,7 @@ class Host:
 
     def change_host_key(self) -> None:
         """Another machine answers at its address, or it was installed anew."""
-        self._make_host_key()
-        subprocess.run(self.lab.controller.argv([*self.ssh_argv(), "systemctl restart ssh"]),
-                       check=True)  # fmt: skip
+        self._make_host_key()  # sshd reads it again for every connection
         self.lab.write_known_hosts()
 
     def take_sudo(self) -> None:
@@ -325,7 +330,7 @@ class Host:
         )
         self._make_host_key()
         authorized = self.lab.key.with_suffix(".pub").read_text()
-        for user, home in (("root", "root"), ("ops", "home/ops"), ("guest", "home/guest")):
+        for home in ("root", "home/ops", "home/guest"):
             keys = self.root / home / ".ssh"
             keys.mkdir(mode=0o700, exist_ok=True)
             (keys / "authorized_keys").write_text(authorized)

@@ -46,7 +46,7 @@ def ip(*words: str) -> None:
 
 
 def address(network: str, number: int) -> str:
-    """IPv4 address of machine ``number`` in a network: 198.18.0.0/15 is for such labs (RFC 2544)."""
+    """IPv4 address of a machine in a network; 198.18.0.0/15 is set aside for labs (RFC 2544)."""
     return f"198.18.{NETWORKS.index(network)}.{number}"
 
 

@@ -30,7 +30,8 @@ _VERSION = "1"
 _MASKED = (
     "systemd-networkd-wait-online.service", "systemd-timesyncd.service", "console-getty.service",
     "systemd-resolved.service", "apt-daily.timer", "apt-daily-upgrade.timer", "e2scrub_all.timer",
-    "systemd-firstboot.service", "systemd-remount-fs.service", "fstrim.timer", "dpkg-db-backup.timer",
+    "systemd-firstboot.service", "systemd-remount-fs.service", "fstrim.timer",
+    "dpkg-db-backup.timer",
 )  # fmt: skip
 
 # nspawn leaves /proc/sys/net read-only where it is given a network namespace; a host's is its own.

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import copy
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from appliance.manifests.document import load
+from appliance.cli.main import main
+from appliance.egress.policy import flow_matrix
+from appliance.manifests.document import load, parse
 from appliance.manifests.site import Site
+from appliance.manifests.site_advice import advise
+from appliance.manifests.site_draft import Answers, NewHost, draft
 
 EXAMPLE = Path(__file__).parents[2] / "manifests" / "single.yaml"
 
@@ -49,9 +56,16 @@ def _host(name: str, roles: list[str], domain: str, number: int) -> dict[str, An
     }
 
 
-def test_the_example_is_valid() -> None:
-    site = load(Site, EXAMPLE)
-    assert site.head("main").name == "node-1"
+EXAMPLES = sorted(EXAMPLE.parent.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_valid_and_advised_on(path: Path) -> None:
+    site = load(Site, path)
+    assert flow_matrix(site)
+    codes = {each.code for each in advise(site)}
+    assert ("shared-domain" in codes) == (len(site.trust_domains) == 1)
+    assert all(each.fix for each in advise(site))
 
 
 @pytest.mark.parametrize(
@@ -89,3 +103,39 @@ def test_a_flow_to_everywhere_is_no_policy() -> None:
     content["egress"] = {"allow": [flow]}
     with pytest.raises(ValidationError, match="flow to everywhere"):
         Site.model_validate(content)
+
+
+@given(
+    count=st.integers(1, 5),
+    names=st.lists(st.from_regex(r"[a-z][a-z0-9-]{0,10}[a-z0-9]", fullmatch=True), max_size=2),
+    user=st.from_regex(r"[a-z_][a-z0-9_-]{0,10}", fullmatch=True),
+)
+def test_a_draft_is_a_valid_site_that_says_what_was_answered(
+    count: int, names: list[str], user: str
+) -> None:
+    hosts = tuple(
+        NewHost(f"n{number}", ip_address(f"192.0.2.{number}"), user)
+        for number in range(1, count + 1)
+    )
+    answers = Answers(
+        "clinic", hosts, ip_network("192.0.2.0/24"), tuple(names), "/srv/shared", ("192.0.2.9",)
+    )
+    site = parse(Site, draft(answers).encode(), Path("site.yaml"))
+    assert [(host.name, host.ssh.user) for host in site.hosts] == [(h.name, user) for h in hosts]
+    assert site.gateway.names == tuple(names)
+    assert site.gateway_host.name == "n1"
+
+
+def test_init_writes_what_check_reads_and_keeps_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOVCTL_HOME", str(tmp_path / "home"))
+    out = tmp_path / "site.yaml"
+    command = ["site", "init", "--out", str(out), "--host", "a=192.0.2.1", "--host", "b=192.0.2.2"]
+    assert main(command) == 0
+    assert main(["site", "check", str(out)]) == 0
+    before = out.read_bytes()
+    assert main(command) == 2
+    assert out.read_bytes() == before
+    assert main(["site", "init", "--out", str(tmp_path / "x"), "--host", "a=somewhere"]) == 2
+    assert not (tmp_path / "home" / "sites").exists()

@@ -78,7 +78,9 @@ def run(command, cache):
         "UV_PYTHON_PREFERENCE": "only-system",
     }
     alone = ["unshare", "--net", "--", *map(str, command)]
-    done = subprocess.run(alone, env=environment, capture_output=True, text=True, cwd="/")
+    done = subprocess.run(
+        alone, env=environment, capture_output=True, text=True, cwd="/", check=False
+    )
     if done.returncode != 0:
         sys.exit("\n".join((done.stdout + done.stderr).strip().splitlines()[-12:]))
 
