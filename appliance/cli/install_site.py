@@ -34,6 +34,7 @@ class Wanted:
 
     bundle: Path
     site_file: Path
+    site: Site
     opening: Opening
     fingerprint: Fingerprint | None
     emergency: Emergency | None
@@ -104,11 +105,9 @@ def _opened(
     from appliance.install.bundle_in import admit
     from appliance.install.home import claim
     from appliance.install.site import SiteInstallation, keep_site_file, trust_hosts
-    from appliance.manifests.document import load
-    from appliance.manifests.site import Site
     from appliance.provision.ssh import connections
 
-    site = load(Site, wanted.site_file)
+    site = wanted.site
     home = Home.from_environment()
     place = SitePlace(home, site.name)
     claim(home)
