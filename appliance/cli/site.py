@@ -196,17 +196,13 @@ def check(console: Console, site_file: Path, *, ask_hosts: bool) -> int:
 
 
 def _examined(console: Console, known: Site) -> tuple[str, Mapping[str, Any], bool]:
-    from appliance.install.site import trust_hosts
     from appliance.layout import Home, SitePlace
-    from appliance.provision.preflight import examine
-    from appliance.provision.ssh import connections
+    from appliance.provision.plan_table import findings_table
+    from appliance.provision.survey import survey
 
     place = SitePlace(Home.from_environment(), known.name)
-    trust_hosts(known, place, {}, None)
-    with connections(known, place) as remotes:
-        report = examine(known, remotes, None, console)
-    lines = [f"  {f.host:<12} {f.level:<5} {f.check}: {f.text}" for f in report.findings]
-    return "\n".join([_("Checks:"), *lines]), report.as_json(), report.failed
+    report = survey(known, place.known_hosts, console)
+    return findings_table(report), report.as_json(), report.failed
 
 
 def _host_json(known: Site, name: str) -> dict[str, Any]:
