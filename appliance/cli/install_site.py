@@ -65,12 +65,10 @@ def plan_site(console: Console, wanted: Wanted) -> int:
 
 def _without_plan(console: Console, wanted: Wanted, error: HostUnreachable) -> int:
     """One host is away, and its key was never seen: say how the others are all the same."""
-    from appliance.manifests.document import load
-    from appliance.manifests.site import Site
     from appliance.provision.plan_table import findings_table
     from appliance.provision.survey import survey
 
-    site = load(Site, wanted.site_file)
+    site = wanted.site
     place = SitePlace(Home.from_environment(), site.name)
     report = survey(site, place.known_hosts, console)
     if not report.failed:
