@@ -24,11 +24,12 @@ check: $(VENV)/.dev ## Linters, types and the quick tests only (about a minute)
 	@$(MAKE) --no-print-directory lint
 	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
-lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter, generated files are fresh
+lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter, ansible-lint, generated files are fresh
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@cd playbooks && ../$(BIN)/ansible-lint -q --offline
 	@$(BIN)/python -m appliance.manifests.schemas --check
 	@$(BIN)/python -m appliance.errors_page | diff -q docs/errors.md - >/dev/null \
 		|| { echo 'docs/errors.md is stale: make docs' >&2; exit 1; }
