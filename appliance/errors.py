@@ -776,6 +776,14 @@ class NoSuchLog(ApplianceError):
 # --- sites: hosts over SSH ----------------------------------------------------------------------
 
 
+class SiteFileExists(ApplianceError):
+    code = "site-file-exists"
+    exit_code = ExitCode.USAGE
+    what = N_("{path} is there already.")
+    why = N_("A site file is written by hand after it was drafted; it is not replaced by itself.")
+    fix = N_("Give another name with --out, or --force to replace it.")
+
+
 class HostUnreachable(ApplianceError):
     code = "host-unreachable"
     exit_code = ExitCode.PRECONDITION

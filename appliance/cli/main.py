@@ -24,10 +24,10 @@ from appliance.layout import Home
 _COMMANDS: dict[str, tuple[str, str, str]] = {
     "trust": ("trust", "trust", N_("Keys, the m-of-n root, the pinned fingerprint.")),
     "bundle": ("bundle", "bundle", N_("Build, inspect and verify bundles.")),
-    "site": ("site", "site", N_("The hosts of a site: their keys, their locks.")),
     "plan": ("install", "plan", N_("Show what install would change. Changes nothing.")),
     "install": ("install", "install", N_("Verify a bundle and install it, sealed.")),
     "uninstall": ("install", "uninstall", N_("Remove the appliance.")),
+    "site": ("site", "site", N_("Describe a site of several machines; trust its hosts.")),
     "start": ("operate", "start", N_("Start the installed appliance.")),
     "stop": ("operate", "stop", N_("Stop the running appliance.")),
     "status": ("operate", "status", N_("What runs, what is installed, what it uses.")),

@@ -35,9 +35,6 @@ from appliance.manifests.site import HospitalCertificate, Host, Role, Site
 from appliance.trust.server_chain import ChainUnfit, ServerChain, check_chain
 from appliance.trust.site_ca import CLIENT, SERVER, Leaf, Pair
 
-GROUP_ID = 64430
-"""Of user and group ``sovctl``, the same on every host, because they share files."""
-
 _LOOPBACK = ("127.0.0.1", "::1")
 _RAY = frozenset({Role.RAY_HEAD, Role.RAY_WORKER})
 _SECRET = 0o640
@@ -202,7 +199,7 @@ def _archive(files: Files) -> bytes:
             entry = tarfile.TarInfo(name)
             entry.size = len(files[name])
             entry.mode = _SECRET if _is_secret(name) else _OPEN
-            entry.gid, entry.uname, entry.gname = GROUP_ID, "root", "sovctl"
+            entry.uname, entry.gname = "root", "sovctl"  # by name: tar looks the numbers up
             tar.addfile(entry, io.BytesIO(files[name]))
     return buffer.getvalue()
 

@@ -1,7 +1,7 @@
 """What a valid site might do better: allowed, and yet worth a thought. Pure.
 
     for advice in advise(site):
-        print(advice.code, advice.what, advice.why, advice.todo)
+        print(advice.subject, advice.what, advice.why, advice.fix)
 
 What a site must keep is in :mod:`appliance.manifests.site`, and breaking it is an error. Here
 is what an operator may well have decided on purpose; it is said once, by ``sovctl site check`` and
@@ -32,22 +32,22 @@ _BROAD_PREFIX = {4: 16, 6: 48}
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """One remark. ``code`` is kebab-case and stable; ``about`` names hosts, flows or domains."""
+    """One remark. ``code`` is stable; ``subject`` is the field of the file that it is about."""
 
     code: str
+    subject: str
     what: str
     why: str
-    todo: str
-    about: tuple[str, ...] = ()
+    fix: str
 
-    def as_json(self) -> dict[str, object]:
-        """The remark for machines."""
+    def as_json(self) -> dict[str, str]:
+        """The same for machines."""
         return {
             "code": self.code,
+            "subject": self.subject,
             "what": self.what,
             "why": self.why,
-            "todo": self.todo,
-            "about": list(self.about),
+            "fix": self.fix,
         }
 
 
@@ -61,6 +61,7 @@ def _default_route(site: Site) -> Iterator[Advice]:
     if route is not None:
         yield Advice(
             "default-route",
+            "egress.default_route",
             _("Every host keeps its default route, because: {reason}").format(reason=route.reason),
             _("The firewall alone then stands between the hosts and what is beyond the router."),
             _("Remove 'egress: default_route' if no host needs to reach another network."),
@@ -73,18 +74,18 @@ def _flows(site: Site) -> Iterator[Advice]:
         if flow.destination.prefixlen <= _BROAD_PREFIX[flow.destination.version]:
             yield Advice(
                 "broad-flow",
+                f"egress.allow: {flow.name}",
                 _("Flow {name} leads to many machines: {to}.").format(name=flow.name, to=to),
                 _("Whoever controls one of them can receive what leaves by it."),
                 _("Name the one address that is meant, such as 10.9.0.5/32."),
-                (flow.name,),
             )
         if flow.destination.is_global:
             yield Advice(
                 "public-flow",
+                f"egress.allow: {flow.name}",
                 _("Flow {name} leads out to the internet: {to}.").format(name=flow.name, to=to),
                 _("A way out is open to what runs on the hosts it is for."),
                 _("Put a server of your own in between, or remove the flow."),
-                (flow.name,),
             )
 
 
@@ -93,6 +94,7 @@ def _names(site: Site) -> Iterator[Advice]:
         servers = ", ".join(map(str, site.name_servers))
         yield Advice(
             "name-servers",
+            "name_servers",
             _("The hosts may ask name servers: {servers}.").format(servers=servers),
             _("A name can carry data out, if the server asks others on their behalf."),
             _("Remove 'name_servers' (the hosts know each other), or let them answer no others."),
@@ -111,10 +113,10 @@ def _beyond_routers(site: Site) -> Iterator[Advice]:
     if far:
         yield Advice(
             "beyond-a-router",
+            "networks",
             _("None of the site's networks holds: {far}.").format(far=", ".join(far)),
             _("Without a default route a host gets there only by a route of its own."),
             _("Add that route on the hosts, or use addresses in the site's networks."),
-            far,
         )
 
 
@@ -130,6 +132,7 @@ def _shared_domain(site: Site) -> Iterator[Advice]:
         if domain.purpose is Purpose.SHARED:
             yield Advice(
                 "shared-domain",
+                f"trust_domains: {domain.name}",
                 _("Trust domain {name} both serves users and tunes on private data.").format(
                     name=domain.name
                 ),
@@ -137,8 +140,10 @@ def _shared_domain(site: Site) -> Iterator[Advice]:
                     "Ray does not isolate jobs from each other: a tuning job can reach what serves."
                     " ANSSI's guide on generative AI asks for them apart (R12, R21)."
                 ),
-                _("With two hosts or more, make one domain 'serving' and another 'tuning'."),
-                (domain.name,),
+                _(
+                    "Give tuning hosts a domain of their own (manifests/training-8.yaml), or note"
+                    " in the risk analysis why one is enough."
+                ),
             )
 
 
@@ -147,22 +152,22 @@ def _idle_domain(site: Site) -> Iterator[Advice]:
         if not any(Role.RAY_WORKER in h.roles for h in site.domain_hosts(domain.name)):
             yield Advice(
                 "no-worker",
+                f"trust_domains: {domain.name}",
                 _("Trust domain {name} has no ray_worker.").format(name=domain.name),
                 _("A head alone schedules and runs nothing: no model answers or learns there."),
                 _("Add the role ray_worker to one of its hosts, which may be the head."),
-                (domain.name,),
             )
 
 
 def _gateway_host(site: Site) -> Iterator[Advice]:
     host = site.gateway_host
-    if host.roles & {Role.RAY_HEAD, Role.RAY_WORKER}:
+    if len(site.hosts) > 1 and host.roles & {Role.RAY_HEAD, Role.RAY_WORKER}:
         yield Advice(
             "gateway-on-ray-host",
+            f"hosts: {host.name}",
             _("Host {name} is the gateway and also runs Ray.").format(name=host.name),
             _("A job that breaks out of its user there is beside the keys and the ledger."),
             _("Give the gateway a host of its own; it needs no GPU."),
-            (host.name,),
         )
 
 
@@ -170,6 +175,7 @@ def _gateway_names(site: Site) -> Iterator[Advice]:
     if not site.gateway.names:
         yield Advice(
             "gateway-without-name",
+            "gateway.names",
             _("The gateway has no name, so that callers must use its address."),
             _("Its certificate then holds for that address only, and moving it breaks them all."),
             _("Add 'gateway: names: [ai.hospital.example]', the name that your own DNS answers."),
@@ -180,6 +186,7 @@ def _management(site: Site) -> Iterator[Advice]:
     if not any(network.kind is NetworkKind.MANAGEMENT for network in site.networks):
         yield Advice(
             "no-management-network",
+            "networks",
             _("SSH comes in by the network that each host names first."),
             _("Whoever is in that network, callers or Ray's jobs, can try to log in."),
             _("Add a network of kind 'management' for operators only, if the hosts have one."),
@@ -191,23 +198,23 @@ def _host_keys(site: Site) -> Iterator[Advice]:
     if unpinned:
         yield Advice(
             "host-keys-not-pinned",
+            "hosts",
             _("No SSH host key is written down for: {hosts}.").format(hosts=", ".join(unpinned)),
             _("The first contact then rests on what somebody confirms at a terminal."),
             _(
                 "Run 'ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub' on each host's console and"
                 " write what it prints under 'ssh: host_keys'."
             ),
-            unpinned,
         )
     users = Counter(key for host in site.hosts for key in set(host.ssh.host_keys))
     twins = tuple(h.name for h in site.hosts if any(users[key] > 1 for key in h.ssh.host_keys))
     if twins:
         yield Advice(
             "host-key-shared",
+            "hosts",
             _("These hosts have the same SSH host key: {hosts}.").format(hosts=", ".join(twins)),
             _("They were cloned from one image, and each can pass for the other."),
             _("On each: 'rm /etc/ssh/ssh_host_* && ssh-keygen -A', and write the new ones down."),
-            twins,
         )
 
 
@@ -216,10 +223,10 @@ def _time(site: Site) -> Iterator[Advice]:
         head = site.head(site.trust_domains[0].name).name
         yield Advice(
             "no-time-servers",
+            "time_servers",
             _("All hosts follow the clock of {host}, which follows nobody.").format(host=head),
             _("It drifts by seconds a week, and with it the ledger's times and expiry dates."),
             _("Name your own time servers under 'time_servers'."),
-            (head,),
         )
 
 
@@ -227,6 +234,7 @@ def _storage(site: Site) -> Iterator[Advice]:
     if isinstance(site.storage, LocalStorage):
         yield Advice(
             "local-storage",
+            "storage",
             _("Data sets, checkpoints and adapters lie on the disk of one host."),
             _("They are lost with it, and a second host could not see them."),
             _("Back up {folder}, or write 'storage: {{kind: nfs, …}}'.").format(folder=site.folder),
@@ -234,6 +242,7 @@ def _storage(site: Site) -> Iterator[Advice]:
     if isinstance(site.storage, NfsStorage) and not _on_storage_network(site, site.storage):
         yield Advice(
             "storage-in-the-clear",
+            "storage.server",
             _("Files travel to {server} over a network that is not for storage only.").format(
                 server=site.storage.server
             ),
@@ -253,6 +262,7 @@ def _monitoring(site: Site) -> Iterator[Advice]:
     if not any(Role.MONITORING in host.roles for host in site.hosts):
         yield Advice(
             "no-monitoring",
+            "hosts",
             _("No host keeps measurements of the others."),
             _("A disk that fills or a GPU that overheats is noticed when something has stopped."),
             _("Add the role 'monitoring' to one host; best the gateway's."),
@@ -266,12 +276,12 @@ def _uneven_gpus(site: Site) -> Iterator[Advice]:
         if len(kinds) > 1:
             yield Advice(
                 "uneven-gpus",
+                f"trust_domains: {domain.name}",
                 _("The hosts of trust domain {name} have different GPUs: {kinds}.").format(
                     name=domain.name, kinds=", ".join(sorted(kinds))
                 ),
                 _("A tuning run is as fast as its slowest host, and a replica may land on any."),
                 _("Correct 'gpus' if that is a slip; else expect the speed of the weakest."),
-                (domain.name,),
             )
 
 

@@ -24,6 +24,7 @@ What may be asked for (all optional):
 
 import ctypes
 import errno
+import fcntl
 import glob
 import ipaddress
 import json
@@ -253,27 +254,55 @@ def _python(_asked: Asked) -> "Dict[str, Any]":
 
 
 def _interfaces(_asked: Asked) -> "List[Dict[str, Any]]":
+    """By system calls: in a container, /sys may show the network of the machine around it."""
     addresses: Dict[str, List[str]] = {}
     text = _command("ip", "-o", "addr", "show")
     for name, address in re.findall(r"^\d+: (\S+)\s+inet6? (\S+)", text or "", re.M):
         addresses.setdefault(name.partition("@")[0], []).append(address)
     found = []
-    for name in sorted(os.listdir("/sys/class/net"))[:200]:
-        place = "/sys/class/net/" + name
-        if not os.path.isdir(place):
-            continue
-        speed = _number(place + "/speed")
-        found.append(
-            {
-                "name": name,
-                "state": _line(place + "/operstate"),
-                "mac": _line(place + "/address"),
-                "mtu": _number(place + "/mtu"),
-                "speed": speed if speed is not None and speed > 0 else None,
-                "addresses": addresses.get(name, []) if text is not None else None,
-            }
-        )
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        for _number_of, name in sorted(socket.if_nameindex())[:200]:
+            flags = _asked_of(control, _SIOCGIFFLAGS, name)
+            up, running = (flags or 0) & 0x1, (flags or 0) & 0x40
+            found.append(
+                {
+                    "name": name,
+                    "state": None if flags is None else "up" if up and running else "down",
+                    "mtu": _asked_of(control, _SIOCGIFMTU, name),
+                    "speed": _speed(control, name),
+                    "addresses": addresses.get(name, []) if text is not None else None,
+                }
+            )
     return found
+
+
+_SIOCGIFFLAGS = 0x8913
+_SIOCGIFMTU = 0x8921
+_SIOCETHTOOL = 0x8946
+
+
+def _asked_of(control: socket.socket, request: int, name: str) -> Optional[int]:
+    """A number of netdevice(7) about an interface."""
+    asked = struct.pack("16sI20x", name.encode()[:15], 0)
+    try:
+        answer = fcntl.ioctl(control.fileno(), request, asked)
+    except OSError:
+        return None
+    number = struct.unpack_from("=I", answer, 16)[0]
+    return number & 0xFFFF if request == _SIOCGIFFLAGS else int(number)
+
+
+def _speed(control: socket.socket, name: str) -> Optional[int]:
+    """Mbit/s, from ETHTOOL_GSET (struct ethtool_cmd: low half at 12, high half at 28)."""
+    command = ctypes.create_string_buffer(struct.pack("=I", 1), 64)
+    asked = struct.pack("16sP16x", name.encode()[:15], ctypes.addressof(command))
+    try:
+        fcntl.ioctl(control.fileno(), _SIOCETHTOOL, asked)
+    except OSError:
+        return None
+    low, high = (struct.unpack_from("=H", command, place)[0] for place in (12, 28))
+    speed = high << 16 | low
+    return int(speed) if 0 < speed < 0xFFFF0000 and speed != 0xFFFF else None
 
 
 def _routes(_asked: Asked) -> "List[Dict[str, Any]]":
@@ -380,7 +409,7 @@ def _connections(asked: Asked) -> "List[Dict[str, Any]]":
             {"name": name, "address": address, "port": port, "outcome": outcome, "segment": segment}
         )
 
-    targets = asked.get("connect", [])[:200]
+    targets = [(str(name), str(at), int(port)) for name, at, port in asked.get("connect", [])[:200]]
     threads = [threading.Thread(target=attempt, args=target, daemon=True) for target in targets]
     for thread in threads:
         thread.start()
@@ -499,8 +528,8 @@ def _folders(asked: Asked) -> "List[Dict[str, Any]]":
     def look(path: str) -> None:
         try:
             found[path] = _folder(path)
-        except OSError:
-            pass
+        except Exception:
+            pass  # it is left out
 
     threads = [threading.Thread(target=look, args=(path,), daemon=True) for path in paths]
     for thread in threads:
