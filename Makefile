@@ -33,9 +33,10 @@ lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter, generated files are fr
 	@$(BIN)/python -m appliance.errors_page | diff -q docs/errors.md - >/dev/null \
 		|| { echo 'docs/errors.md is stale: make docs' >&2; exit 1; }
 
-docs: $(VENV)/.control ## Regenerate docs/errors.md and the JSON Schemas
+docs: $(VENV)/.control ## Regenerate docs/errors.md, docs/preflight.md and the JSON Schemas
 	@$(BIN)/python -m appliance.manifests.schemas
 	@$(BIN)/python -m appliance.errors_page >docs/errors.md
+	@$(BIN)/python -m appliance.provision.checks_page >docs/preflight.md
 
 lock: $(VENV)/.dev ## Resolve the locks anew (keeps pins that still fit)
 	@$(BIN)/python .ci/lock

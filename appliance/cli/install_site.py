@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.cli.console import Console
 from appliance.cli.site_hosts import confirm_key
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, HostUnreachable
 from appliance.i18n import _
 from appliance.layout import Home, SitePlace
 
@@ -41,21 +41,43 @@ class Wanted:
 
 def plan_site(console: Console, wanted: Wanted) -> int:
     """Say what installing would do on every host; change nothing there. 4 if one is unfit."""
-    with _opened(console, wanted, "sovctl plan") as (site, installation, preflight):
-        report = preflight.look(console)
-        decided = installation.plan()
-        foretold, trouble = _foretell(installation, console)
+    try:
+        with _opened(console, wanted, "sovctl plan") as (site, installation, preflight):
+            report = preflight.look(console)
+            decided = installation.plan()
+            foretold, trouble = _foretell(installation, console)
+    except HostUnreachable as error:
+        return _without_plan(console, wanted, error)
     value = {
         **plan_json(decided),
         "site": site.name,
         "preflight": report.as_json(),
         "hosts": _changes_json(foretold),
+        "changes": preflight.changes(report, foretold),
         "check_mode_error": trouble.as_json() if trouble else None,
     }
-    changes = _changes_text(site, foretold, trouble)
-    parts = [plan_text(site, decided), preflight.table(report), changes]
+    tables = preflight.tables(report, foretold)
+    parts = [plan_text(site, decided), tables, _trouble_text(trouble)]
     console.result(value, "\n\n".join(part for part in parts if part))
     return 4 if report.failed else 0
+
+
+def _without_plan(console: Console, wanted: Wanted, error: HostUnreachable) -> int:
+    """One host is away, and its key was never seen: say how the others are all the same."""
+    from appliance.manifests.document import load
+    from appliance.manifests.site import Site
+    from appliance.provision.plan_table import findings_table
+    from appliance.provision.survey import survey
+
+    site = load(Site, wanted.site_file)
+    place = SitePlace(Home.from_environment(), site.name)
+    report = survey(site, place.known_hosts, console)
+    if not report.failed:
+        raise error
+    value = {"site": site.name, "preflight": report.as_json(), "error": error.as_json()}
+    text = _("There is no plan yet: {what}").format(what=error.sentences()[0])
+    console.result(value, f"{findings_table(report)}\n\n{text}")
+    return 4
 
 
 def install_site(console: Console, wanted: Wanted) -> None:
@@ -83,16 +105,19 @@ class _Preflight:
 
         return examine(self._site, self._remotes, bundle_needs(self._manifest), progress)
 
-    def table(self, report: Report) -> str:
-        """The findings as people read them."""
-        lines = [_("Checks:")]
-        for finding in report.findings:
-            if finding.level == "pass":
-                continue
-            lines.append(f"  {finding.host:<12} {finding.level:<5} {finding.check}: {finding.text}")
-            if finding.remedy:
-                lines.append(f"        → {finding.remedy}")
-        return "\n".join(lines) if len(lines) > 1 else _("Every check passed on every host.")
+    def tables(self, report: Report, foretold: Outcome | None) -> str:
+        """The findings, and what would change on each host."""
+        from appliance.provision.needs import bundle_needs
+        from appliance.provision.plan_table import render
+
+        return render(report, foretold, bundle_needs(self._manifest))
+
+    def changes(self, report: Report, foretold: Outcome | None) -> Mapping[str, Any]:
+        """The latter for machines: bytes to write and changed tasks by role, for each host."""
+        from appliance.provision.needs import bundle_needs
+        from appliance.provision.plan_table import changes
+
+        return changes(report, foretold, bundle_needs(self._manifest))
 
 
 @contextmanager
@@ -168,20 +193,12 @@ def _changes_json(foretold: Outcome | None) -> dict[str, Any] | None:
     return {name: list(tally.changes) for name, tally in foretold.hosts.items()}
 
 
-def _changes_text(site: Site, foretold: Outcome | None, trouble: ApplianceError | None) -> str:
-    if foretold is None:
-        if trouble is None:
-            return ""
-        what, why, _fix = trouble.sentences()
-        text = _("What would change on the hosts is known only up to here: {what} {why}")
-        return text.format(what=what, why=why)
-    lines = [_("What would change on the hosts:")]
-    for host in site.hosts:
-        tally = foretold.hosts.get(host.name)
-        changes = tally.changes if tally else ()
-        lines.append(f"  {host.name:<12} {_count(changes)}")
-        lines += [f"    · {change}" for change in changes]
-    return "\n".join(lines)
+def _trouble_text(trouble: ApplianceError | None) -> str:
+    if trouble is None:
+        return ""
+    what, why, _fix = trouble.sentences()
+    text = _("What would change on the hosts is known only up to here: {what} {why}")
+    return text.format(what=what, why=why)
 
 
 def _count(changes: Sequence[str]) -> str:

@@ -17,10 +17,11 @@ from appliance.errors import ExitCode, SiteFileExists
 from appliance.i18n import _
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from appliance.manifests.site import Site
     from appliance.manifests.site_advice import Advice
     from appliance.manifests.site_draft import Answers, NewHost
-    from appliance.provision.preflight import Report
 
 _FILE = click.Path(path_type=Path)
 
@@ -169,7 +170,6 @@ def check(console: Console, site_file: Path, *, ask_hosts: bool) -> int:
     With --hosts every host is looked at too, as before an install but without a bundle. Exit status
     4 if a host is unfit.
     """
-    from appliance.cli.site_check import check_hosts
     from appliance.egress.policy import flow_matrix
     from appliance.manifests.document import load
     from appliance.manifests.site import Site
@@ -188,21 +188,21 @@ def check(console: Console, site_file: Path, *, ask_hosts: bool) -> int:
     parts = [_hosts_text(known), count.format(n=len(flows)), _advice_text(advice)]
     failed = False
     if ask_hosts:
-        report = check_hosts(console, known)
-        value["preflight"] = report.as_json()
-        parts.append(_checks_text(report))
-        failed = report.failed
+        text, report, failed = _examined(console, known)
+        value["preflight"] = report
+        parts.append(text)
     console.result(value, "\n\n".join(part for part in parts if part))
     return int(ExitCode.PRECONDITION) if failed else int(ExitCode.OK)
 
 
-def _checks_text(report: Report) -> str:
-    lines = [_("Checks:")]
-    for finding in report.findings:
-        lines.append(f"  {finding.host:<12} {finding.level:<5} {finding.check}: {finding.text}")
-        if finding.remedy:
-            lines.append(f"        → {finding.remedy}")
-    return "\n".join(lines)
+def _examined(console: Console, known: Site) -> tuple[str, Mapping[str, Any], bool]:
+    from appliance.layout import Home, SitePlace
+    from appliance.provision.plan_table import findings_table
+    from appliance.provision.survey import survey
+
+    place = SitePlace(Home.from_environment(), known.name)
+    report = survey(known, place.known_hosts, console)
+    return findings_table(report), report.as_json(), report.failed
 
 
 def _host_json(known: Site, name: str) -> dict[str, Any]:

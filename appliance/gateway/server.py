@@ -1,6 +1,8 @@
-"""``python -m appliance.gateway.server --fd N --home HOME``: TLS on an inherited listening socket.
+"""``python -m appliance.gateway.server --home HOME``, with ``--fd N`` or ``--site``: TLS.
 
-The socket (Unix or TCP) was opened by whoever started us; the certificate is ``tls/gateway.pem``
+``--fd``: the socket (Unix or TCP) was opened by whoever started us, inside the seal. ``--site``:
+this is the gateway's host of a site, whose ``node.json`` says on which addresses to listen; systemd
+is told when it does (``Type=notify``). Either way the certificate is ``tls/gateway.pem``
 with ``secrets/gateway.key``. TLS 1.2 is the oldest spoken. Ends on SIGTERM: answers under way get
 ten seconds.
 """
@@ -19,9 +21,17 @@ import uvicorn
 import uvloop
 from starlette.types import ASGIApp
 
+from appliance.cluster import node_file, ports
+from appliance.cluster.node_file import GatewayNode
+from appliance.cluster.notify import notify
+from appliance.errors import ApplianceError, NodeFileInvalid
 from appliance.gateway.wiring import gateway
+from appliance.i18n import _
 from appliance.layout import Home
+from appliance.registry import Registry
 
+_LOG = logging.getLogger(__name__)
+_BACKLOG = 4096
 _GRACE_S = 10
 _IDLE_S = 0.2
 
@@ -41,8 +51,13 @@ def context(home: Home) -> ssl.SSLContext:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, which at the end would wait for every idle client to confirm the end of its TLS
-    session; a client that sleeps in its connection pool never does."""
+    """uvicorn, which tells systemd that it listens, and which at the end would wait for every idle
+    client to confirm the end of its TLS session; a client that sleeps in its connection pool never
+    does."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        notify("READY=1")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         idle = asyncio.create_task(self._drop_idle())
@@ -80,26 +95,59 @@ def server(app: ASGIApp, tls: ssl.SSLContext) -> uvicorn.Server:
     return _Server(config)
 
 
-async def serve(home: Home, listener: socket.socket) -> None:
+async def serve(home: Home, listeners: list[socket.socket]) -> None:
     """Serve until told to stop."""
-    if listener.family != socket.AF_UNIX:
-        # Accepted sockets inherit it. asyncio sets it only on sockets whose protocol number is
-        # given, and Nagle's algorithm then holds the first token back by 40 ms.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for listener in listeners:
+        if listener.family != socket.AF_UNIX:
+            # Accepted sockets inherit it. asyncio sets it only on sockets whose protocol number is
+            # given, and Nagle's algorithm then holds the first token back by 40 ms.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     async with gateway(home) as app:
-        await server(app, context(home)).serve(sockets=[listener])
+        await server(app, context(home)).serve(sockets=listeners)
+
+
+def listen(node: GatewayNode) -> list[socket.socket]:
+    """A listening socket on each of the gateway's addresses, and on loopback for this host's own
+    operator. Raises :class:`OSError` where the host does not have the address."""
+    listeners = []
+    for address in dict.fromkeys((*node.addresses, ports.HOST)):
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        listeners.append(
+            socket.create_server((address, node.port), family=family, backlog=_BACKLOG)
+        )
+    return listeners
+
+
+def _site(home: Home) -> list[socket.socket]:
+    """Make ready a site's gateway: its sockets, and the operator's key known. Raises
+    :class:`NodeFileInvalid` on another host."""
+    from appliance.install.gateway_home import adopt_operator
+
+    node = node_file.read(home)
+    if node.gateway is None:
+        raise NodeFileInvalid(path=node_file.path(home), reason=_("This host has no gateway."))
+    with Registry.open(home) as registry:
+        adopt_operator(home, registry)
+    return listen(node.gateway)
 
 
 def main(arguments: list[str]) -> int:
     """Command line of the gateway."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--fd", type=int, required=True, help="listening socket, inherited")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--fd", type=int, help="listening socket, inherited")
+    where.add_argument("--site", action="store_true", help="listen where node.json says")
     parser.add_argument("--home", type=Path, required=True)
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s", level="INFO")
-    listener = socket.socket(fileno=options.fd)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(Home(options.home), listener))
+    home = Home(options.home)
+    try:
+        listeners = _site(home) if options.site else [socket.socket(fileno=options.fd)]
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(home, listeners))
+    except ApplianceError as error:
+        _LOG.error("%s: %s %s %s", error.code, *error.sentences())
+        return int(error.exit_code)
     return 0
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Final
 
+from appliance.egress.policy import management_networks
 from appliance.i18n import _
 from appliance.manifests.site import NetworkKind
 from appliance.provision.facts import Address, Listener, Route
@@ -130,20 +131,18 @@ def operator(on: Subject) -> Iterator[HostFinding]:
     if client is None or client.is_loopback:
         yield on.passed(_("not seen"))
         return
-    first = {host.interfaces[0].network for host in on.site.hosts}
-    managed = [n for n in on.site.networks if n.kind is NetworkKind.MANAGEMENT]
-    networks = managed or [n for n in on.site.networks if n.name in first]
-    inside = next((n for n in networks if client in n.cidr), None)
+    networks = management_networks(on.site)
+    inside = next((network for network in networks if client in network), None)
     if inside is None:
         text = _("the controller ({client}) is in none of the networks that may use SSH: {names}")
-        names = ", ".join(f"{n.name} {n.cidr}" for n in networks)
+        names = ", ".join(map(str, networks))
         remedy = _(
             "Run sovctl from a machine in one of them, or make the controller's network one of "
             "site.yaml's with 'kind: management'; the seal would lock you out."
         )
         yield on.failed(text.format(client=client, names=names), remedy)
     else:
-        yield on.passed(f"{client} ({inside.name})")
+        yield on.passed(f"{client} ({inside})")
 
 
 def ports(on: Subject) -> Iterator[HostFinding]:

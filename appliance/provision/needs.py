@@ -172,8 +172,10 @@ def _ports(site: Site, host: Host) -> Iterator[PortNeed]:
             yield _port(site.gateway.port, N_("the gateway"), _GATEWAY, host.address_in(name))
     if Role.MONITORING in host.roles:
         yield _port(9090, N_("Prometheus"), _PROMETHEUS, _LOOPBACK)
-    yield _port(9100, N_("the node exporter"), _EXPORTER)
-    yield PortNeed("udp", range(123, 124), N_("the time service"), _CHRONY)
+    yield _port(site_ports.NODE_EXPORTER, N_("the node exporter"), _EXPORTER)
+    yield PortNeed(
+        "udp", range(site_ports.TIME, site_ports.TIME + 1), N_("the time service"), _CHRONY
+    )
 
 
 def _port(
@@ -214,4 +216,4 @@ def _targets(site: Site, host: Host) -> Iterator[tuple[str, str, int]]:
             if address is not None:
                 yield f"peer {peer.name}", str(address), peer.ssh.port
     if isinstance(site.storage, NfsStorage):
-        yield "nfs", str(site.storage.server), 2049
+        yield "nfs", str(site.storage.server), site_ports.NFS

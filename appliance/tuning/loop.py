@@ -92,6 +92,11 @@ def work(config: dict[str, str]) -> None:
         if metrics["step"] == last:
             ray.train.report(metrics)
 
+    take_part(folder, report, team)
+
+
+def take_part(folder: RunFolder, report: Report, team: Team) -> None:
+    """:func:`train`, ending as :func:`work` says it ends."""
     try:
         train(folder, report, team)
     except ApplianceError as error:

@@ -13,15 +13,7 @@ import pytest
 from tests.lab.lab import HOME, Lab
 from tests.lab.lab_site import site_of, write_site
 
-ALONE = """
-import json, sys
-from pathlib import Path
-from appliance.manifests.document import load
-from appliance.manifests.site import Site
-from appliance.provision.survey import survey
-report = survey(load(Site, Path(sys.argv[1])), Path("/nonexistent"))
-print(json.dumps(report.as_json()))
-"""
+CHECKOUT = Path(__file__).parents[2]
 DISK = 1 << 31
 
 
@@ -49,10 +41,17 @@ class Seen:
 
 
 def look(lab: Lab, folder: Path, site: dict[str, Any] | None = None) -> Seen:
+    """``sovctl site check --hosts`` on the controller, with a home that holds nothing."""
     file = write_site(lab, folder, site)
-    checkout = str(Path(__file__).parents[2])
-    done = lab.controller.run([sys.executable, "-c", ALONE, file], env={"PYTHONPATH": checkout})
-    return Seen(json.loads(done.stdout))
+    done = lab.controller.run(
+        [sys.executable, "-m", "appliance.cli.main", "site", "check", file, "--hosts", "--json"],
+        env={"PYTHONPATH": str(CHECKOUT), "SOVCTL_HOME": str(folder / "home")},
+        check=False,
+    )
+    value = json.loads(done.stdout)
+    assert done.returncode == (4 if value["preflight"]["failed"] else 0), done.stderr
+    assert not (folder / "home").exists()
+    return Seen(value["preflight"])
 
 
 def test_fit_hosts_pass_and_nothing_is_left_on_them(lab: Lab, tmp_path: Path) -> None:
