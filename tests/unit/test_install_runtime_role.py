@@ -1,4 +1,4 @@
-"""The runtime that role ``runtime`` picks on a host is the one that ``sovctl`` picks on a machine."""
+"""The runtime that role ``runtime`` picks for a host is the one that ``sovctl`` picks for itself."""
 
 from __future__ import annotations
 
