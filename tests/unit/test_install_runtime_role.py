@@ -1,4 +1,4 @@
-"""The runtime that role ``runtime`` picks for a host is the one that ``sovctl`` picks for itself."""
+"""The runtime that role ``runtime`` picks for a host is the one that ``sovctl`` would pick there."""
 
 from __future__ import annotations
 
