@@ -1,4 +1,4 @@
-"""The runtime that role ``runtime`` picks for a host is the one that ``sovctl`` would pick there."""
+"""Role ``runtime`` picks the runtime for a host that ``sovctl`` would pick there."""
 
 from __future__ import annotations
 
