@@ -239,12 +239,12 @@ def test_a_connection_older_than_the_seal_does_not_outlive_it(world: World) -> N
 
 def test_a_broken_candidate_leaves_the_old_rules(world: World) -> None:
     world.seal()
-    before = world.n2.run("nft", "list", "table", "inet", "sovctl")
+    before = world.n2.run("nft", "-s", "list", "table", "inet", "sovctl")
     with pytest.raises(subprocess.CalledProcessError):
         world.seal(lambda text: text.replace("tcp dport 6379", "tcp dport sixthousand"))
-    assert world.n2.run("nft", "list", "table", "inet", "sovctl") == before
+    assert world.n2.run("nft", "-s", "list", "table", "inet", "sovctl") == before
     world.seal()  # and the same once more is the same
-    assert world.n2.run("nft", "list", "table", "inet", "sovctl") == before
+    assert world.n2.run("nft", "-s", "list", "table", "inet", "sovctl") == before
 
 
 def test_the_emergency_rules_let_operators_in_and_nothing_out(world: World) -> None:
