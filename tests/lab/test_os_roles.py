@@ -44,6 +44,7 @@ class OsSite:
     """A lab's hosts as a site, and Ansible as it comes from the controller."""
 
     def __init__(self, lab: Lab, folder: Path) -> None:
+        require_own_kernel_settings(lab)
         self.lab = lab
         self.folder = folder
         self.files = folder / "site"
@@ -128,10 +129,15 @@ def changed(output: str) -> dict[str, int]:
 def listening(host: Host, how: str) -> set[str]:
     """``address:port`` of every socket that is open to others. ``how`` is ``t`` or ``u``."""
     lines = host.ssh(f"ss -H -ln{how}").stdout.splitlines()
-    places = {line.split()[4 if how == "t" else 4] for line in lines}
-    # ss names state, two queues, then the local address; UDP has UNCONN for a state.
-    places = {line.split()[3] for line in lines}
+    places = {line.split()[3] for line in lines}  # after the state and two queues
     return {p for p in places if not p.startswith(("127.", "[::1]"))}
+
+
+def require_own_kernel_settings(lab: Lab) -> None:
+    """What is not a network's is this machine's, and roles must not reach it from a lab."""
+    for host in lab.hosts:
+        options = host.ssh("findmnt --noheadings --output OPTIONS /proc/sys | head -n 1").stdout
+        assert "ro" in options.split(","), "the lab lets hosts change this machine's kernel"
 
 
 def sysctl(host: Host, name: str) -> str:
@@ -206,7 +212,7 @@ def check_packages(n1: Host, n2: Host) -> None:
     assert f"file:{HOME}/releases/r1/{REPOSITORY}" in policy
     assert "http" not in policy
     # The host's own sources are as they were, and one file less brings them back.
-    own = n2.ssh("apt-get -o Dir::Etc::sourcelist=sources.list indextargets").stdout
+    own = n2.ssh("apt-get -o Dir::Etc::sourcelist=/etc/apt/sources.list --print-uris update").stdout
     assert "http" in own
     assert n1.ssh("command -v prometheus").stdout
     assert not n2.ssh("command -v prometheus", check=False).stdout
