@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from appliance.errors import ManifestInvalid
 from appliance.manifests.document import load, parse
 from appliance.manifests.site import Site
 from appliance.manifests.site_advice import advise
-from appliance.manifests.site_draft import Answers, NewHost, draft
+from appliance.manifests.site_draft import Answers, draft, parse_hosts
 from tests.egress_sites import sites
 
 EXAMPLE = Path(__file__).parents[2] / "manifests" / "single.yaml"
@@ -153,24 +153,54 @@ def test_a_flow_to_everywhere_is_no_policy() -> None:
 
 
 @given(
-    count=st.integers(1, 5),
+    count=st.integers(1, 6), columns=st.integers(1, 4), tuning=st.integers(0, 3),
     names=st.lists(st.from_regex(r"[a-z][a-z0-9-]{0,10}[a-z0-9]", fullmatch=True), max_size=2),
     user=st.from_regex(r"[a-z_][a-z0-9_-]{0,10}", fullmatch=True),
-)
+    key=st.none() | st.text("abc '\"#:{}\\é", min_size=1).map("/home/{}".format),
+    six=st.booleans(),
+)  # fmt: skip
 def test_a_draft_is_a_valid_site_that_says_what_was_answered(
-    count: int, names: list[str], user: str
+    count: int, columns: int, tuning: int, names: list[str], user: str, key: str | None, six: bool
 ) -> None:
-    hosts = tuple(
-        NewHost(f"n{number}", ip_address(f"192.0.2.{number}"), user)
-        for number in range(1, count + 1)
-    )
+    place = "fd00:{}::{}" if six else "10.9.{}.{}"
+    hosts = parse_hosts(",".join(
+        f"n{i}=" + "+".join(place.format(column, i) for column in range(columns))
+        for i in range(1, count + 1)
+    ))  # fmt: skip
+    apart = tuple(f"n{i}" for i in range(1, count + 1))[-tuning:] if 0 < tuning < count else ()
+    server = ip_address(place.format(0, 99))
     answers = Answers(
-        "clinic", hosts, ip_network("192.0.2.0/24"), tuple(names), "/srv/shared", ("192.0.2.9",)
-    )
+        "clinic", hosts, names=tuple(names), user=user, key=key, tuning=apart,
+        storage=f"nfs:{server}:/export", time_servers=(server,), gpus=tuning,
+    )  # fmt: skip
     site = parse(Site, draft(answers).encode(), Path("site.yaml"))
-    assert [(host.name, host.ssh.user) for host in site.hosts] == [(h.name, user) for h in hosts]
+    assert [tuple(i.address for i in h.interfaces) for h in site.hosts] == [
+        h.addresses for h in hosts
+    ]
+    assert {(h.ssh.user, h.ssh.key, h.gpus.count) for h in site.hosts} == {(user, key, tuning)}
     assert site.gateway.names == tuple(names)
     assert site.gateway_host.name == "n1"
+    assert site.tuning_domain is not None
+    if apart:
+        assert {h.name for h in site.domain_hosts(site.tuning_domain.name)} == set(apart)
+    assert site.time_servers == (server,)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        [], ["--host", "a"], ["--host", "a=somewhere"],
+        ["--host", "a=10.0.0.1,b=10.0.0.2+10.1.0.2"],
+        ["--host", "a=10.0.0.1", "--gateway", "b"], ["--host", "a=10.0.0.1,a=10.0.0.2"],
+        ["--host", "a=10.0.0.1", "--storage", "tape"], ["--host", "A=10.0.0.1"],
+        ["--host", "a=10.0.0.1", "--network", "lan=10.0.0.0/8"],
+        ["--host", "a=10.0.0.1", "--network", "cluster=10.1.0.0/24"],
+    ],
+)  # fmt: skip
+def test_answers_that_contradict_each_other_write_nothing(tmp_path: Path, typed: list[str]) -> None:
+    out = tmp_path / "site.yaml"
+    assert main(["site", "init", "--out", str(out), *typed]) == 2
+    assert not out.exists()
 
 
 def test_init_writes_what_check_reads_and_keeps_what_is_there(
