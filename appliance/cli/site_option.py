@@ -76,7 +76,7 @@ def chosen_site(home: Home) -> SitePlace | None:
     named = _chosen.get() or os.environ.get("SOVCTL_SITE")
     if named:
         return SitePlace(home, named)
-    if home.current.is_symlink() or home.secrets.is_dir() or not home.sites.is_dir():
+    if home.current.is_symlink() or not home.sites.is_dir():
         return None
     found = sorted(folder.name for folder in home.sites.iterdir())
     installed = [name for name in found if SitePlace(home, name).endpoint.is_file()]
