@@ -8,7 +8,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check lint bench docs lock clean
+.PHONY: help demo test check lint bench lab docs lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/'
@@ -24,11 +24,12 @@ check: $(VENV)/.dev ## Linters, types and the quick tests only (about a minute)
 	@$(MAKE) --no-print-directory lint
 	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
-lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter, generated files are fresh
+lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter, ansible-lint, generated files are fresh
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@cd playbooks && ../$(BIN)/ansible-lint -q --offline
 	@$(BIN)/python -m appliance.manifests.schemas --check
 	@$(BIN)/python -m appliance.errors_page | diff -q docs/errors.md - >/dev/null \
 		|| { echo 'docs/errors.md is stale: make docs' >&2; exit 1; }
@@ -43,6 +44,9 @@ lock: $(VENV)/.dev ## Resolve the locks anew (keeps pins that still fit)
 
 bench: $(VENV)/.dev ## Measure against the peers; prints the tables of docs/benchmarks.md
 	@for script in tests/bench/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+lab: $(VENV)/.dev ## Boot three real hosts to try things on, as root (docs/lab.md)
+	@$(BIN)/python -m tests.lab up
 
 clean: ## Remove the environments and the demo (not the download cache)
 	rm -rf $(VENV) .demo

@@ -943,7 +943,7 @@ class SiteGatewaySilent(ApplianceError):
 
 class SiteSealUnproven(ApplianceError):
     code = "site-seal-unproven"
-    exit_code = ExitCode.VERDICT
+    exit_code = ExitCode.FAILED
     what = N_("Site {site} is installed, and its seal is not proven: the answer is {answer}.")
     why = N_("{reason}")
     fix = N_("See every probe with 'sovctl egress prove --site {site}'. Keep private data away.")

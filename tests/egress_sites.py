@@ -102,13 +102,14 @@ def sites(draw: st.DrawFn) -> Site:
     networks = [{"name": "ray", "kind": "cluster", "cidr": "10.1.0.0/24"}]
     if admin:
         networks.append({"name": "admin", "kind": "management", "cidr": admin})
+    watcher = draw(st.integers(0, count))  # 0: no host has that role
     hosts = []
     for number in range(1, count + 1):
         second = apart and number > 1
         head = number == 1 or (apart and number == 2)
         roles = {"ray_worker"} | ({"ray_head"} if head else set())
         roles |= {"gateway"} if number == 1 else set()
-        roles |= {"monitoring"} if draw(st.booleans()) else set()
+        roles |= {"monitoring"} if number == watcher else set()
         interfaces = [{"network": "ray", "address": f"10.1.0.{number}"}]
         if admin:
             interfaces.append(

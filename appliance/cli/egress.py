@@ -14,6 +14,8 @@ from appliance.i18n import _
 from appliance.layout import Home
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from appliance.egress.live import Observation
     from appliance.egress.probe import ProbeResult
     from appliance.layout import SitePlace
@@ -124,14 +126,30 @@ def _site_verdict(console: Console, name_or_file: str, *, attempts: bool) -> int
         places = proof.examine(site, remotes, attempts=attempts)
         if asked is not None:
             places |= asked.result()
+    if not attempts:
+        answer = proof.as_made(places)
+        hosts = {name: [asdict(result) for result in each] for name, each in places.items()}
+        rows = [{"name": name, "results": each} for name, each in hosts.items()]
+        value: dict[str, Any] = {"site": site.name, "answer": answer, "places": rows}
+        console.result(value, _state(value))
+        return int(ExitCode.OK if answer == "closed" else ExitCode.VERDICT)
     verdict = judge(places)
-    value: dict[str, Any] = {"site": site.name, **verdict.as_json()}
-    if attempts:
-        closed = verdict.answer == "closed"
-        subject = {"site": site.name, "verdict": verdict.answer, "places": str(len(places))}
-        record(place.home, "egress.prove", subject, "ok" if closed else "failed")
+    closed = verdict.answer == "closed"
+    subject = {"site": site.name, "verdict": verdict.answer, "places": str(len(places))}
+    record(place.home, "egress.prove", subject, "ok" if closed else "failed")
+    value = {"site": site.name, **verdict.as_json()}
     console.result(value, _table(value))
-    return int(ExitCode.OK if verdict.answer == "closed" else ExitCode.VERDICT)
+    return int(ExitCode.OK if closed else ExitCode.VERDICT)
+
+
+def _state(value: dict[str, Any]) -> str:
+    """One line a fact, grouped by host, then the answer."""
+    meaning = {
+        "closed": _("closed: every host is as site.yaml says. Nothing was tried; 'prove' does."),
+        "open": _("OPEN: a host is not as site.yaml says."),
+    }
+    unclear = _("inconclusive: something could not be found out.")
+    return "\n".join([*_lines(value["places"]), "", meaning.get(value["answer"], unclear)])
 
 
 def _gateway_places(place: SitePlace) -> dict[str, tuple[ProbeResult, ...]]:
@@ -150,16 +168,23 @@ def _gateway_places(place: SitePlace) -> dict[str, tuple[ProbeResult, ...]]:
 
 def _table(verdict: dict[str, Any]) -> str:
     """One line a probe, grouped by place, then the answer."""
-    lines = []
-    for place in verdict.get("places", []):
-        lines.append(f"{place['name']}: {place['answer']}")
-        width = max((len(result["probe"]) for result in place["results"]), default=0)
-        for result in place["results"]:
-            shown = (result["target"], result["outcome"], result["detail"])
-            lines.append(f"  {result['probe']:<{width}} {{:<18}} {{:<14}} {{}}".format(*shown))
     meaning = {
         "closed": _("closed: nothing gets out, and the same probes reach a listener inside."),
         "open": _("OPEN: something got out, or a place is not sealed. Stop the appliance."),
     }
     unclear = _("inconclusive: a probe or its control did not work; this proves nothing.")
+    lines = _lines(verdict.get("places", []))
     return "\n".join([*lines, "", meaning.get(str(verdict.get("answer")), unclear)])
+
+
+def _lines(places: list[dict[str, Any]]) -> Iterator[str]:
+    for place in places:
+        yield f"{place['name']}: {place['answer']}" if "answer" in place else f"{place['name']}:"
+        widths = [
+            max((len(result[column]) for result in place["results"]), default=0)
+            for column in ("probe", "target", "outcome")
+        ]
+        for result in place["results"]:
+            cells = zip((result["probe"], result["target"], result["outcome"]), widths, strict=True)
+            shown = "  ".join(f"{text:<{width}}" for text, width in cells)
+            yield f"  {shown}  {result['detail']}"

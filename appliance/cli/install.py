@@ -24,6 +24,7 @@ from appliance.layout import Home
 
 if TYPE_CHECKING:
     from appliance.bundle.opening import Opening
+    from appliance.cli.install_site import Wanted
     from appliance.install.bundle_in import Admitted
     from appliance.install.embedded import Installation
     from appliance.install.plan import Plan
@@ -64,20 +65,22 @@ def plan(
 
     Verifies the bundle's signatures and changes nothing. Ends with status 4 if a check fails.
     """
+    from appliance.cli.install_site import plan_site
     from appliance.install.break_glass import emergency
     from appliance.install.bundle_in import admit
     from appliance.install.embedded import Installation, Request
     from appliance.install.local import LocalCluster
 
+    if site is not None:
+        _only_here(port=port is not None, unsealed=unsealed)
+        wanted = _site_wanted(
+            console, bundle, site, opening, fingerprint=fingerprint, reason=reason
+        )
+        with _terminated_as_interrupted():
+            return plan_site(console, wanted)
     given = emergency(reason)
     home = Home.from_environment()
     trusted = _fingerprint(console, home, bundle, fingerprint, opening)
-    if site is not None:
-        from appliance.cli.install_site import Wanted, plan_site
-
-        _only_here(port=port is not None, unsealed=unsealed)
-        with _terminated_as_interrupted():
-            return plan_site(console, Wanted(bundle, site, opening, trusted, given))
     request = Request(bundle, port=port, sealed=not unsealed)
     with admit(bundle, home, trusted, opening, given) as admitted:
         cluster = LocalCluster(home, sealed=request.sealed)
@@ -124,22 +127,24 @@ def install(
     Run it again after any interruption: it goes on where it stopped. What is already here is not
     loaded or installed twice. With --site this happens on every host of that file.
     """
+    from appliance.cli.install_site import install_site
     from appliance.install import lock
     from appliance.install.break_glass import emergency
     from appliance.install.bundle_in import admit
     from appliance.install.embedded import Installation, Request
     from appliance.install.local import LocalCluster
 
+    if site is not None:
+        _only_here(port=port is not None, unsealed=unsealed, no_start=no_start)
+        wanted = _site_wanted(
+            console, bundle, site, opening, fingerprint=fingerprint, reason=reason
+        )
+        with _terminated_as_interrupted():
+            install_site(console, wanted)
+        return
     given = emergency(reason)
     home = Home.from_environment()
     trusted = _fingerprint(console, home, bundle, fingerprint, opening)
-    if site is not None:
-        from appliance.cli.install_site import Wanted, install_site
-
-        _only_here(port=port is not None, unsealed=unsealed, no_start=no_start)
-        with _terminated_as_interrupted():
-            install_site(console, Wanted(bundle, site, opening, trusted, given))
-        return
     request = Request(bundle, port=port, sealed=not unsealed, start=not no_start)
     with (
         _terminated_as_interrupted(),
@@ -238,6 +243,27 @@ def _confirm_replacing(decided: Plan, *, asked: bool) -> None:
     if replaces and not asked and sys.stdin.isatty():
         question = _("Replace {old} with {new}?").format(old=decided.replaces, new=decided.release)
         click.confirm(question, default=True, abort=True, err=True)
+
+
+def _site_wanted(
+    console: Console,
+    bundle: Path,
+    site_file: Path,
+    opening: Opening,
+    *,
+    fingerprint: str | None,
+    reason: str | None,
+) -> Wanted:
+    """The site's file is read before anything else."""
+    from appliance.cli.install_site import Wanted
+    from appliance.install.break_glass import emergency
+    from appliance.manifests.document import load
+    from appliance.manifests.site import Site
+
+    site = load(Site, site_file)
+    given = emergency(reason)
+    trusted = _fingerprint(console, Home.from_environment(), bundle, fingerprint, opening)
+    return Wanted(bundle, site_file, site, opening, trusted, given)
 
 
 def _only_here(**given: bool) -> None:

@@ -34,6 +34,7 @@ class Wanted:
 
     bundle: Path
     site_file: Path
+    site: Site
     opening: Opening
     fingerprint: Fingerprint | None
     emergency: Emergency | None
@@ -64,12 +65,10 @@ def plan_site(console: Console, wanted: Wanted) -> int:
 
 def _without_plan(console: Console, wanted: Wanted, error: HostUnreachable) -> int:
     """One host is away, and its key was never seen: say how the others are all the same."""
-    from appliance.manifests.document import load
-    from appliance.manifests.site import Site
     from appliance.provision.plan_table import findings_table
     from appliance.provision.survey import survey
 
-    site = load(Site, wanted.site_file)
+    site = wanted.site
     place = SitePlace(Home.from_environment(), site.name)
     report = survey(site, place.known_hosts, console)
     if not report.failed:
@@ -129,11 +128,9 @@ def _opened(
     from appliance.install.bundle_in import admit
     from appliance.install.home import claim
     from appliance.install.site import SiteInstallation, keep_site_file, trust_hosts
-    from appliance.manifests.document import load
-    from appliance.manifests.site import Site
     from appliance.provision.ssh import connections
 
-    site = load(Site, wanted.site_file)
+    site = wanted.site
     home = Home.from_environment()
     place = SitePlace(home, site.name)
     claim(home)

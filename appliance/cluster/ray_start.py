@@ -92,8 +92,12 @@ def settings(interface: str) -> dict[str, str]:
     """
     return {
         "RAY_START_HOOK": _HOOK,
-        # A fresh raylet waits this long for its agent, on hosts that start everything at once.
+        # Patience with hosts that start everything at once: of the raylet with its agents, of
+        # 'ray start' with the dashboard, of the dashboard with its parts, of both with GCS.
         "RAY_agent_register_timeout_ms": str(_START_SECONDS * 1000),
+        "RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(_START_SECONDS),
+        "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": str(_START_SECONDS),
+        "RAY_gcs_server_port_wait_time_s": str(_START_SECONDS),
         # A worker that lost its head ends, and joins the head that comes back as a new node.
         "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
         # Logs lie under TEMP_DIR, in memory: Ray would keep 512 MB of each, five times.

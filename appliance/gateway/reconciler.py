@@ -220,6 +220,7 @@ class Reconciler:
         if named is not None:
             self._service.replicas.update(named)
         async with self._changing:
+            await asyncio.gather(*map(self._look, self._known()))
             orders = await self._orders()
             await asyncio.gather(*(self._bring(replica, orders) for replica in self._known()))
         present = self._service.replicas.known
@@ -244,38 +245,42 @@ class Reconciler:
         return orders
 
     def _is_everywhere(self, name: str, digest: str) -> bool:
-        known = self._known()
-        return bool(known) and all(
-            replica.ready
-            and (
-                _loaded(self._states.get(replica.target.name)).get(name) == digest
-                or (replica.target.name, name, digest) in self._refused
-            )
-            for replica in known
+        return all(
+            _loaded(state).get(name) == digest or (replica, name, digest) in self._refused
+            for replica, state in self._states.items()
         )
 
-    async def _bring(self, replica: Replica, orders: dict[str, Order]) -> None:
-        """Ask one replica, change what is to be changed, and let it take requests."""
+    async def _look(self, replica: Replica) -> None:
+        """Ask one replica what it has loaded; one that does not say takes no requests."""
         name = replica.target.name
         try:
-            state = await self._ask(replica, "GET", "/internal/state", _STATE_WITHIN)
-            todo = difference(self._remembered.adapters, _loaded(state))
+            self._states[name] = await self._ask(replica, "GET", "/internal/state", _STATE_WITHIN)
+        except ApplianceError as error:
+            self._lose(replica, error)
+
+    async def _bring(self, replica: Replica, orders: dict[str, Order]) -> None:
+        """Change what is to be changed on one replica that answers, and let it take requests."""
+        state = self._states.get(replica.target.name)
+        if state is None:
+            return
+        todo = difference(self._remembered.adapters, _loaded(state))
+        try:
             for adapter in todo.unload:
                 await self._unload(replica, adapter)
             for adapter in todo.load:
                 if adapter in orders:
                     await self._try(replica, adapter, orders[adapter])
-            if todo.load or todo.unload:
-                state = await self._ask(replica, "GET", "/internal/state", _STATE_WITHIN)
         except ServiceUnavailable as error:
-            if replica.ready:
-                _LOG.warning("%s takes no requests: %s", replica.target.address, error)
-            self._service.replicas.forget(replica)
-            self._states.pop(name, None)
+            self._lose(replica, error)
             return
-        self._states[name] = state
         if self._service.replicas.admit(replica):
             self._enter(replica, state)
+
+    def _lose(self, replica: Replica, error: ApplianceError) -> None:
+        if replica.ready:
+            _LOG.warning("%s takes no requests: %s", replica.target.address, error)
+        self._service.replicas.forget(replica)
+        self._states.pop(replica.target.name, None)
 
     async def _try(self, replica: Replica, name: str, order: Order) -> None:
         """Load, once. A replica that refuses serves the model all the same, and what it lacks is

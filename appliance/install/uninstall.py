@@ -43,7 +43,7 @@ def is_data(home: Home, name: str) -> bool:
     """
     kept = (
         home.datasets, home.adapters, home.ledger, home.secrets, home.tls, home.trust, home.marker,
-        home.registry.parent,
+        home.registry.parent, home.sites,
     )  # fmt: skip
     return name in {path.name for path in kept}
 
@@ -67,6 +67,10 @@ def plan_removal(home: Home, keep: Callable[[Home, str], bool]) -> Removal:
         _refuse(home, _("It carries no mark of sovctl, so it may hold other things."))
     if home.root.stat().st_uid != os.geteuid() and os.geteuid() != 0:
         _refuse(home, _("It belongs to another user."))
+    managed = sorted(path.parent.name for path in home.sites.glob("*/endpoint.json"))
+    if managed and not keep(home, home.sites.name):
+        text = _("It holds the authorities of sites that run ({names}); give --keep-data.")
+        _refuse(home, text.format(names=", ".join(managed)))
     links = {name for link in ("current", "previous") for name in (link, f".{link}.new")}
     remove, kept, foreign = [], [], []
     for entry in sorted(home.root.iterdir()):

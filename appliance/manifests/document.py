@@ -27,6 +27,7 @@ from pydantic import BaseModel, ValidationError
 
 from appliance.errors import FileUnreadable, ManifestInvalid
 from appliance.i18n import _
+from appliance.manifests import contradiction
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -254,13 +255,20 @@ def _sentences(
             tag = str(fault["ctx"]["discriminator"]).strip("'")
             reason = _("Its '{tag}' is missing.").format(tag=tag)
             return reason, _("add a line '{field}: …'").format(field=tag)
-        case "value_error" | "assertion_error":
-            reason = message.split(", ", 1)[-1].rstrip(".") + "."
-            expected = str(schema.get("description") or _("see the manifest's schema"))
-            return reason, expected.rstrip(".")
+        case contradiction.KIND | "value_error" | "assertion_error":
+            return _broken_rule(fault, schema)
         case _:
             expected = message.replace("Input should", _("it should"), 1)
             return _("It is {value}.").format(value=_shown(fault["input"])), expected
+
+
+def _broken_rule(fault: Mapping[str, Any], schema: Mapping[str, Any]) -> tuple[str, str]:
+    """A contradiction says what to type; of another rule only the field's description is known."""
+    message = str(fault["msg"])
+    if fault["type"] == contradiction.KIND:
+        return f"{message}.", str(fault["ctx"]["expected"])
+    expected = str(schema.get("description") or _("see the manifest's schema"))
+    return message.split(", ", 1)[-1].rstrip(".") + ".", expected.rstrip(".")
 
 
 def _shown(value: object) -> str:

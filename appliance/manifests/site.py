@@ -9,8 +9,9 @@ a real site (ANSSI, guide on generative AI, R12 and R21); a small site may have 
 domain, which :mod:`appliance.manifests.site_advice` notes. A host belongs to one domain, except a
 ``gateway`` host, which stands in front of all. A domain has exactly one ``ray_head``.
 
-The rules here are what a site must keep to be installed at all. What is allowed and yet unwise is
-advice, not an error.
+The rules here are what a site must keep to be installed at all; a broken rule names the field to
+change (:mod:`appliance.manifests.contradiction`). What is allowed and yet unwise is advice, not an
+error.
 
 Addresses are literal: names would need a resolver, and a sealed site has none that is trusted.
 """
@@ -18,17 +19,24 @@ Addresses are literal: names would need a resolver, and a sealed site has none t
 from __future__ import annotations
 
 import itertools
-from collections import Counter
+from collections.abc import Iterator
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from appliance.manifests import site_ports
+from appliance.manifests.contradiction import contradiction
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,62}$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 UserName = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")]
 AbsolutePath = Annotated[str, Field(pattern=r"^/[^\x00-\x1f]*$", max_length=255)]
+# On a node a path ends up in systemd units, mount units and templates, each with characters of its
+# own that mean something; these mean themselves everywhere.
+NodePath = Annotated[str, Field(pattern=r"^/[A-Za-z0-9_.@+/-]*$", max_length=200)]
 HostKeyFingerprint = Annotated[str, Field(pattern=r"^SHA256:[A-Za-z0-9+/]{43}$")]
 
 
@@ -41,6 +49,34 @@ def _literal_address(value: object) -> object:
 
 Address = Annotated[IPv4Address | IPv6Address, BeforeValidator(_literal_address)]
 Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_literal_address)]
+
+
+# Names that mean something else to Ansible, which would act on other hosts than were meant.
+_ANSIBLE_NAMES = frozenset({"all", "ungrouped", "localhost", "ray", "gateway", "monitoring"})
+
+# The units of a node do not see these, or see a private one in their place (ProtectHome,
+# PrivateTmp, ProtectSystem), or they belong to the operating system.
+_NO_FOLDER_BELOW = tuple(
+    f"/{name}" for name in (
+        "bin", "boot", "dev", "etc", "home", "lib", "lib64", "proc", "root", "run", "sbin", "sys",
+        "tmp", "usr", "var/run", "var/tmp",
+    )
+)  # fmt: skip
+_NO_FOLDER = ("/", "/mnt", "/opt", "/srv", "/var", "/var/lib")
+
+_TAKEN_PORTS = (
+    range(site_ports.GCS, site_ports.METRICS_EXPORT + 1),
+    site_ports.WORKERS,
+    range(site_ports.DASHBOARD, site_ports.DASHBOARD + 1),
+    range(site_ports.SERVE, site_ports.SERVE + 1),
+    site_ports.REPLICAS,
+    range(site_ports.RELAY_DASHBOARD, site_ports.RELAY_SERVE + 1),
+    site_ports.RELAY_REPLICAS,
+    site_ports.COLLECTIVE,
+    range(site_ports.PROMETHEUS, site_ports.PROMETHEUS + 1),
+    range(site_ports.NODE_EXPORTER, site_ports.NODE_EXPORTER + 1),
+    range(site_ports.NFS, site_ports.NFS + 1),
+)
 
 
 class _Part(BaseModel):
@@ -75,7 +111,11 @@ class Purpose(StrEnum):
 
 
 class NetworkKind(StrEnum):
-    """``cluster`` carries Ray, ``management`` SSH, ``storage`` files, ``access`` callers."""
+    """What a network carries.
+
+    ``cluster``: Ray, and the gateway's relay. ``management``: SSH. ``storage``: files.
+    ``access``: callers of the gateway.
+    """
 
     CLUSTER = "cluster"
     MANAGEMENT = "management"
@@ -88,8 +128,24 @@ class SiteNetwork(_Part):
 
     name: Name
     kind: NetworkKind
-    cidr: Network
-    mtu: Annotated[int, Field(ge=576, le=9216)] = 1500
+    cidr: Network = Field(description="Write the network itself, such as 10.0.0.0/24.")
+    mtu: int = Field(
+        default=1500, ge=576, le=9216,
+        description="Checked on every host and with a full-size packet between them.",
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _is_a_network_of_hosts(self) -> SiteNetwork:
+        cidr = self.cidr
+        # is_reserved and is_private overlap in ways that differ between Python releases.
+        unfit = cidr.is_multicast or cidr.is_loopback or cidr.is_link_local or cidr.is_unspecified
+        if unfit or cidr.prefixlen == 0:
+            raise contradiction(
+                ("cidr",),
+                f"{cidr} is not a network of hosts",
+                "write the network that the interfaces are in, such as 10.0.0.0/24",
+            )
+        return self
 
 
 class Interface(_Part):
@@ -110,7 +166,9 @@ class Ssh(_Part):
 
     user: UserName = "root"
     port: Port = 22
-    key: AbsolutePath | None = None
+    key: AbsolutePath | None = Field(
+        default=None, description="A private key's file on the controller."
+    )
     host_keys: tuple[HostKeyFingerprint, ...] = ()
 
 
@@ -125,13 +183,23 @@ class Gpus(_Part):
     model: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     minimum_driver: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+){0,3}$")] | None = None
 
+    @model_validator(mode="after")
+    def _describes_what_is_there(self) -> Gpus:
+        if self.count == 0 and (self.model or self.minimum_driver):
+            raise contradiction(
+                (), "it describes GPUs and says there are none", "add a line 'count: …'"
+            )
+        return self
+
 
 class Host(_Part):
     """One machine."""
 
     name: Name
     roles: Annotated[frozenset[Role], Field(min_length=1)]
-    domain: Name | None = None
+    domain: Name | None = Field(
+        default=None, description="The trust domain whose Ray it runs; none on a mere gateway."
+    )
     interfaces: Annotated[tuple[Interface, ...], Field(min_length=1)]
     gpus: Gpus = Gpus()
     ssh: Ssh = Ssh()
@@ -156,6 +224,16 @@ class HospitalCertificate(_Part):
 
     chain: AbsolutePath
     key: AbsolutePath
+
+    @model_validator(mode="after")
+    def _are_two_files(self) -> HospitalCertificate:
+        if self.chain == self.key:
+            raise contradiction(
+                ("key",),
+                "it is the chain's file, which callers are sent",
+                "keep the private key in a file of its own",
+            )
+        return self
 
 
 class GatewayPolicy(_Part):
@@ -189,7 +267,7 @@ class Flow(_Part):
 
 
 class DefaultRoute(_Part):
-    """Leave the default route that a host has; without this it is taken away."""
+    """Leave the default route that the hosts have; without this it is taken away."""
 
     reason: Annotated[str, Field(min_length=10, max_length=500)]
 
@@ -212,15 +290,15 @@ class NfsStorage(_Part):
     """The same on an NFS export (version 4.1 or newer) that every host mounts."""
 
     kind: Literal["nfs"]
-    server: Address
-    export: AbsolutePath
+    server: Address = Field(description="In a network that every Ray host and the gateway are in.")
+    export: NodePath
 
 
 class MountedStorage(_Part):
     """The same on a file system that the site's operators mount at ``path`` on every host."""
 
     kind: Literal["mounted"]
-    path: AbsolutePath
+    path: NodePath = Field(description="The same on every Ray host and the gateway.")
 
 
 Storage = Annotated[LocalStorage | NfsStorage | MountedStorage, Field(discriminator="kind")]
@@ -230,103 +308,282 @@ class Site(_Part):
     """The whole of ``site.yaml``; a value of it keeps every rule above."""
 
     schema_version: Literal[1]
-    name: Name
-    folder: AbsolutePath = "/var/lib/sovctl"
+    name: Name = Field(description="Names the site's folder on the controller: sites/<name>.")
+    folder: NodePath = Field(
+        default="/var/lib/sovctl", description="Where the appliance lies on every host."
+    )
     networks: Annotated[tuple[SiteNetwork, ...], Field(min_length=1)]
     trust_domains: Annotated[tuple[TrustDomain, ...], Field(min_length=1)]
     hosts: Annotated[tuple[Host, ...], Field(min_length=1)]
     gateway: GatewayPolicy
     egress: EgressPolicy = EgressPolicy()
     storage: Storage = LocalStorage()
-    time_servers: tuple[Address, ...] = ()
-    name_servers: tuple[Address, ...] = ()
+    time_servers: tuple[Address, ...] = Field(
+        default=(), description="Asked by the first head only, whose clock the others follow."
+    )
+    name_servers: tuple[Address, ...] = Field(
+        default=(), description="All that the hosts may resolve names with; usually none."
+    )
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Site:
-        for what, names in (
-            ("network", [network.name for network in self.networks]),
-            ("trust domain", [domain.name for domain in self.trust_domains]),
-            ("host", [host.name for host in self.hosts]),
-            ("flow", [flow.name for flow in self.egress.allow]),
-        ):
-            twice = [name for name, count in Counter(names).items() if count > 1]
-            if twice:
-                raise ValueError(f"{what} {twice[0]} is defined twice")
+        lists: tuple[tuple[str, tuple[str, ...], list[str]], ...] = (
+            ("network", ("networks",), [network.name for network in self.networks]),
+            ("trust domain", ("trust_domains",), [domain.name for domain in self.trust_domains]),
+            ("host", ("hosts",), [host.name for host in self.hosts]),
+            ("flow", ("egress", "allow"), [flow.name for flow in self.egress.allow]),
+        )
+        for what, at, names in lists:
+            for index, name in enumerate(names):
+                if name in names[:index]:
+                    reason = f"{what} {name} is defined twice"
+                    raise contradiction((*at, index, "name"), reason, "give one another name")
+        for index, host in enumerate(self.hosts):
+            if host.name in _ANSIBLE_NAMES:
+                raise contradiction(
+                    ("hosts", index, "name"),
+                    f"{host.name} means more than one host to Ansible",
+                    f"give it another name, such as {host.name}-1",
+                )
         return self
 
     @model_validator(mode="after")
     def _networks_fit(self) -> Site:
-        for one, other in itertools.combinations(self.networks, 2):
-            if one.cidr.version == other.cidr.version and one.cidr.overlaps(other.cidr):
-                raise ValueError(f"networks {one.name} and {other.name} overlap")
-        known = {network.name: network for network in self.networks}
-        taken: dict[IPv4Address | IPv6Address, str] = {}
-        for host in self.hosts:
-            for interface in host.interfaces:
-                network = known.get(interface.network)
-                if network is None:
-                    raise ValueError(
-                        f"host {host.name}: network {interface.network} is not defined"
-                    )
-                if interface.address not in network.cidr:
-                    raise ValueError(
-                        f"host {host.name}: {interface.address} is not in {network.name} "
-                        f"({network.cidr})"
-                    )
-                if interface.address in taken:
-                    raise ValueError(
-                        f"{interface.address} is given to {taken[interface.address]} "
-                        f"and to {host.name}"
-                    )
-                taken[interface.address] = host.name
-        for name in self.gateway.networks:
-            if name not in known:
-                raise ValueError(f"gateway: network {name} is not defined")
+        for one, other in itertools.combinations(range(len(self.networks)), 2):
+            first, second = self.networks[one], self.networks[other]
+            if first.cidr.version == second.cidr.version and first.cidr.overlaps(second.cidr):
+                raise contradiction(
+                    ("networks", other, "cidr"),
+                    f"networks {first.name} and {second.name} overlap",
+                    f"write a network that shares no address with {first.cidr}",
+                )
+        for index, name in enumerate(self.gateway.networks):
+            self._known_network(("gateway", "networks", index), "gateway", name)
         return self
 
     @model_validator(mode="after")
+    def _interfaces_fit(self) -> Site:
+        taken: dict[IPv4Address | IPv6Address, str] = {}
+        for at, host, interface in self._interfaces():
+            network = self._known_network((*at, "network"), f"host {host.name}", interface.network)
+            address, cidr = interface.address, network.cidr
+            place = (*at, "address")
+            if address not in cidr:
+                reason = f"host {host.name}: {address} is not in {network.name} ({cidr})"
+                raise contradiction(place, reason, f"write its address in {network.name}")
+            if cidr.num_addresses > 2 and address in _not_for_hosts(cidr):
+                reason = f"host {host.name}: {address} is no host's address in {cidr}"
+                raise contradiction(place, reason, f"write its address in {network.name}")
+            if address in taken:
+                reason = f"{address} is given to {taken[address]} and to {host.name}"
+                raise contradiction(place, reason, "write the address of this host")
+            if host.address_in(network.name) != address:
+                reason = f"host {host.name} has two addresses in network {network.name}"
+                raise contradiction(place, reason, "keep the one that the site is to use")
+            taken[address] = host.name
+        return self
+
+    def _interfaces(self) -> Iterator[tuple[tuple[str | int, ...], Host, Interface]]:
+        for number, host in enumerate(self.hosts):
+            for index, interface in enumerate(host.interfaces):
+                yield ("hosts", number, "interfaces", index), host, interface
+
+    def _known_network(self, at: tuple[str | int, ...], whose: str, name: str) -> SiteNetwork:
+        found = next((network for network in self.networks if network.name == name), None)
+        if found is None:
+            known = ", ".join(network.name for network in self.networks)
+            reason = f"{whose}: network {name} is not defined"
+            raise contradiction(at, reason, f"use one of {known}, or define it under 'networks'")
+        return found
+
+    @model_validator(mode="after")
     def _domains_fit(self) -> Site:
-        domains = {domain.name for domain in self.trust_domains}
+        domains = {domain.name: domain for domain in self.trust_domains}
         cluster = {n.name for n in self.networks if n.kind is NetworkKind.CLUSTER}
-        for host in self.hosts:
-            runs_ray = host.roles & {Role.RAY_HEAD, Role.RAY_WORKER}
-            if runs_ray and host.domain is None:
-                raise ValueError(f"host {host.name} runs Ray and belongs to no trust domain")
+        for index, host in enumerate(self.hosts):
+            at = ("hosts", index)
             if host.domain is not None and host.domain not in domains:
-                raise ValueError(f"host {host.name}: trust domain {host.domain} is not defined")
-            if runs_ray and not any(i.network in cluster for i in host.interfaces):
-                raise ValueError(f"host {host.name} runs Ray and is in no cluster network")
-        for domain in domains:
-            heads = [h for h in self.hosts if h.domain == domain and Role.RAY_HEAD in h.roles]
+                raise contradiction(
+                    (*at, "domain"),
+                    f"host {host.name}: trust domain {host.domain} is not defined",
+                    f"use one of {', '.join(domains)}",
+                )
+            if not _runs_ray(host):
+                continue
+            if host.domain is None:
+                reason = f"host {host.name} runs Ray and belongs to no trust domain"
+                raise contradiction(at, reason, "add a line 'domain: …'")
+            if not any(i.network in cluster for i in host.interfaces):
+                reason = f"host {host.name} runs Ray and is in no cluster network"
+                raise contradiction(
+                    (*at, "interfaces"), reason, "add its interface in a network of kind cluster"
+                )
+        for index, name in enumerate(domains):
+            heads = [h for h in self.hosts if h.domain == name and Role.RAY_HEAD in h.roles]
             if len(heads) != 1:
-                raise ValueError(f"trust domain {domain} needs one ray_head and has {len(heads)}")
+                raise contradiction(
+                    ("trust_domains", index),
+                    f"trust domain {name} needs one ray_head and has {len(heads)}",
+                    "give the role ray_head to exactly one of its hosts",
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _a_domain_meets_in_one_network(self) -> Site:
+        for index, host in enumerate(self.hosts):
+            if not _runs_ray(host) or host.domain is None:
+                continue
+            head = self.head(host.domain)
+            network, wanted = self._cluster_network(host), self._cluster_network(head)
+            if network != wanted:
+                raise contradiction(
+                    ("hosts", index, "interfaces"),
+                    f"host {host.name} and its head {head.name} are in different cluster networks "
+                    f"({network} and {wanted})",
+                    f"add its interface in {wanted}, and name {wanted} first under 'networks'",
+                )
+        return self
+
+    def _cluster_network(self, host: Host) -> str | None:
+        """The network whose address Ray uses there: the first of that kind that it is in."""
+        return next(
+            (
+                network.name
+                for network in self.networks
+                if network.kind is NetworkKind.CLUSTER and host.address_in(network.name)
+            ),
+            None,
+        )
+
+    @model_validator(mode="after")
+    def _roles_fit(self) -> Site:
         gateways = [host for host in self.hosts if Role.GATEWAY in host.roles]
         if len(gateways) != 1:
-            raise ValueError(f"one host has the role gateway, not {len(gateways)}")
-        if sum(Role.MONITORING in host.roles for host in self.hosts) > 1:
-            raise ValueError("at most one host has the role monitoring")
-        for name in self.gateway.networks:
+            raise contradiction(
+                ("hosts",),
+                f"one host has the role gateway, not {len(gateways)}",
+                "give it to the one host that callers talk to",
+            )
+        watchers = [i for i, host in enumerate(self.hosts) if Role.MONITORING in host.roles]
+        if len(watchers) > 1:
+            raise contradiction(
+                ("hosts", watchers[1], "roles"),
+                f"at most one host has the role monitoring, not {len(watchers)}",
+                "remove it here; that one watches every host",
+            )
+        for index, name in enumerate(self.gateway.networks):
             if gateways[0].address_in(name) is None:
-                raise ValueError(f"gateway: host {gateways[0].name} is not in network {name}")
+                raise contradiction(
+                    ("gateway", "networks", index),
+                    f"gateway: host {gateways[0].name} is not in network {name}",
+                    "name a network that it is in",
+                )
+        for domain in self.trust_domains:
+            wanted = self._cluster_network(self.head(domain.name))
+            if not self._routed and wanted and gateways[0].address_in(wanted) is None:
+                raise contradiction(
+                    ("hosts", self.hosts.index(gateways[0]), "interfaces"),
+                    f"host {gateways[0].name} is the gateway and cannot reach trust domain "
+                    f"{domain.name}: it is not in {wanted}, and no default route is left",
+                    f"add its interface in {wanted}",
+                )
+        return self
+
+    @property
+    def _routed(self) -> bool:
+        """Whether a host may reach what is in none of its networks."""
+        return self.egress.default_route is not None
+
+    @model_validator(mode="after")
+    def _ports_fit(self) -> Site:
+        ssh = {host.ssh.port for host in self.hosts}
+        port = self.gateway.port
+        if port in ssh or any(port in taken for taken in _TAKEN_PORTS):
+            raise contradiction(
+                ("gateway", "port"),
+                f"the appliance uses port {port} for something else on that host",
+                "use 8443, or 443",
+            )
+        for index, host in enumerate(self.hosts):
+            if any(host.ssh.port in taken for taken in _TAKEN_PORTS):
+                raise contradiction(
+                    ("hosts", index, "ssh", "port"),
+                    f"host {host.name}: the appliance uses port {host.ssh.port} itself",
+                    "let its SSH server listen at another port, and write that",
+                )
         return self
 
     @model_validator(mode="after")
     def _purposes_fit(self) -> Site:
         for what, does in (("serves", "serves models"), ("tunes", "tunes them")):
-            able = [domain.name for domain in self.trust_domains if getattr(domain.purpose, what)]
+            able = [i for i, each in enumerate(self.trust_domains) if getattr(each.purpose, what)]
             if len(able) > 1:
-                raise ValueError(f"trust domains {' and '.join(able)}: only one {does}")
+                names = " and ".join(self.trust_domains[index].name for index in able)
+                raise contradiction(
+                    ("trust_domains", able[1], "purpose"),
+                    f"trust domains {names}: only one {does}",
+                    "make one 'serving' and the other 'tuning'",
+                )
         if not any(domain.purpose.serves for domain in self.trust_domains):
-            raise ValueError("no trust domain serves models")
+            raise contradiction(
+                ("trust_domains",),
+                "no trust domain serves models",
+                "give one the purpose 'serving' or 'shared'",
+            )
         return self
 
     @model_validator(mode="after")
     def _storage_fits(self) -> Site:
-        spread = [h for h in self.hosts if h.roles & {Role.RAY_HEAD, Role.RAY_WORKER, Role.GATEWAY}]
-        if isinstance(self.storage, LocalStorage) and len(spread) > 1:
-            raise ValueError(
-                f"{len(spread)} hosts share data sets, checkpoints and adapters: "
-                "storage must be nfs or mounted"
+        users = [host for host in self.hosts if _runs_ray(host) or Role.GATEWAY in host.roles]
+        storage = self.storage
+        if isinstance(storage, LocalStorage) and len(users) > 1:
+            raise contradiction(
+                ("storage",),
+                f"{len(users)} hosts share data sets, checkpoints and adapters: "
+                "storage must be nfs or mounted",
+                "write 'storage: {kind: mounted, path: /srv/shared}', or kind nfs",
+            )
+        if isinstance(storage, NfsStorage) and not self._routed:
+            near = [n for n in self.networks if storage.server in n.cidr]
+            place = ("storage", storage.kind, "server")
+            if not near:
+                raise contradiction(
+                    place,
+                    f"{storage.server} is in none of the site's networks, and no default route is "
+                    "left that would lead there",
+                    "write the server's address in a network of kind storage",
+                )
+            far = [host.name for host in users if host.address_in(near[0].name) is None]
+            if far:
+                raise contradiction(
+                    place,
+                    f"{', '.join(far)} cannot reach it: not in network {near[0].name}",
+                    f"give each of them an interface in {near[0].name}",
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _folders_fit(self) -> Site:
+        mounted = self.storage.path if isinstance(self.storage, MountedStorage) else None
+        for at, path in ((("folder",), self.folder), (("storage", "mounted", "path"), mounted)):
+            if path is None:
+                continue
+            if path != PurePosixPath(path).as_posix() or path.startswith("//") or ".." in path:
+                reason = f"{path} is not written as systemd would write it"
+                raise contradiction(
+                    at, reason, "write it without '..', '//' and a slash at the end"
+                )
+        if self.folder in _NO_FOLDER or _below(self.folder, *_NO_FOLDER_BELOW):
+            raise contradiction(
+                ("folder",),
+                f"{self.folder} belongs to the operating system, or services do not see it",
+                "use /var/lib/sovctl, or a folder on a larger disk such as /data/sovctl",
+            )
+        if mounted is not None and (_below(mounted, self.folder) or _below(self.folder, mounted)):
+            raise contradiction(
+                ("storage", "mounted", "path"),
+                f"{mounted} and the folder {self.folder} lie within each other",
+                "mount it elsewhere, such as at /srv/shared",
             )
         return self
 
@@ -374,3 +631,19 @@ class Site(_Part):
         if domain not in {each.name for each in self.trust_domains}:
             raise KeyError(domain)
         return self.domain_hosts(domain)[0]
+
+
+def _runs_ray(host: Host) -> bool:
+    return bool(host.roles & {Role.RAY_HEAD, Role.RAY_WORKER})
+
+
+def _not_for_hosts(cidr: IPv4Network | IPv6Network) -> tuple[IPv4Address | IPv6Address, ...]:
+    """The network's own address; in IPv4 also the one that all its hosts listen to."""
+    if isinstance(cidr, IPv4Network):
+        return cidr.network_address, cidr.broadcast_address
+    return (cidr.network_address,)
+
+
+def _below(path: str, *folders: str) -> bool:
+    """Whether ``path`` is one of ``folders`` or inside one."""
+    return any(PurePosixPath(path).is_relative_to(folder) for folder in folders)

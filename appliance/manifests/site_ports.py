@@ -23,6 +23,7 @@ RELAY_REPLICAS: Final = range(9500, 9600)
 # for ports that nobody named, which role base narrows to this.
 COLLECTIVE: Final = range(32768, 33792)
 NODE_EXPORTER: Final = 9100
+PROMETHEUS: Final = 9090
 TIME: Final = 123
 NAMES: Final = 53
 NFS: Final = 2049

@@ -16,6 +16,7 @@ right by the next. What was said goes to ``ansible/artifacts``, readable by the 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -117,6 +118,8 @@ def run(
     if told():
         raise KeyboardInterrupt
     result = outcome.read(steps)
+    timings = {task: round(seconds, 2) for task, seconds in result.seconds.items()}
+    _write(log.with_name("seconds.json"), json.dumps(timings, indent=1))
     problem = outcome.problem(result, status, remotes, log)
     if problem is not None:
         raise problem

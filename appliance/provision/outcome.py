@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from appliance.errors import (
@@ -48,7 +48,8 @@ _FULL = re.compile(r"No space left on device|Errno 28|Disk quota exceeded")
 
 @dataclass(frozen=True, slots=True)
 class Happened:
-    """One task on one host: ``result`` is ok, failed, unreachable or skipped."""
+    """One task on one host: ``result`` is ok, failed, unreachable or skipped; ``seconds`` is how
+    long Ansible worked at it, all told."""
 
     host: str
     role: str
@@ -56,6 +57,7 @@ class Happened:
     result: str
     changed: bool = False
     message: str = ""
+    seconds: float = 0.0
 
     def __str__(self) -> str:
         return f"{self.role}: {self.task}" if self.role else self.task
@@ -79,10 +81,14 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A whole run: each host's tally, and what failed in the order in which it did."""
+    """A whole run: each host's tally, and what failed in the order in which it did.
+
+    ``seconds`` are spent by task, the slowest host's, longest first.
+    """
 
     hosts: Mapping[str, Tally]
     failures: Sequence[Happened]
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def changed(self) -> int:
@@ -107,12 +113,14 @@ def happened(event: Event) -> Happened | None:
         result=result,
         changed=bool(answer.get("changed")) and result == "ok",
         message=message_of(answer) if result in {"failed", "unreachable"} else "",
+        seconds=float(data.get("duration") or 0.0),
     )
 
 
 def read(steps: Iterable[Happened]) -> Outcome:
     """Sum up a run."""
     hosts: dict[str, Tally] = {}
+    seconds: dict[str, float] = {}
     failures = []
     for step in steps:
         before = hosts.get(step.host, Tally())
@@ -125,7 +133,9 @@ def read(steps: Iterable[Happened]) -> Outcome:
         )
         if step.result in {"failed", "unreachable"}:
             failures.append(step)
-    return Outcome(hosts, tuple(failures))
+        seconds[str(step)] = max(seconds.get(str(step), 0.0), step.seconds)
+    longest = dict(sorted(seconds.items(), key=lambda item: -item[1]))
+    return Outcome(hosts, tuple(failures), longest)
 
 
 def message_of(answer: Mapping[str, Any]) -> str:

@@ -24,12 +24,12 @@ from typing import Any, Final, Protocol
 from appliance.egress.host_probe import Order, program
 from appliance.egress.probe import ProbeResult
 from appliance.egress.ruleset import render
-from appliance.egress.verdict import results_from_json
+from appliance.egress.verdict import Answer, results_from_json
 from appliance.errors import ApplianceError
 from appliance.manifests.site import Host, Site
 
 USER: Final = "sovctl"
-_SECONDS = 12.0
+_SECONDS = 30.0  # half a second on an idle host
 _AT_ONCE = 32
 _COUNTERS = ("refused_tcp", "refused_udp", "refused_dns", "refused_icmp")
 _SHOWN = 300
@@ -147,6 +147,14 @@ def _counted(report: dict[str, Any]) -> tuple[ProbeResult, ...]:
         text = f"{more} more packets"
         results.append({"probe": "counter", "target": name, "outcome": outcome, "detail": text})
     return results_from_json(results)
+
+
+def as_made(places: Mapping[str, Sequence[ProbeResult]]) -> Answer:
+    """What an examination without attempts says: ``closed`` if every host is as made. Pure."""
+    outcomes = {result.outcome for results in places.values() for result in results}
+    if outcomes & {"not-sealed", "reached"}:
+        return "open"
+    return "closed" if outcomes == {"control-ok"} else "inconclusive"
 
 
 def gateway_places(answer: Mapping[str, Any]) -> dict[str, tuple[ProbeResult, ...]]:

@@ -22,6 +22,7 @@ from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from appliance.cluster import ports
+from appliance.cluster.ray_start import MODEL_SERVER
 from appliance.engines.engine import Engine
 from appliance.errors import ServingUnhealthy
 from appliance.i18n import _
@@ -123,6 +124,7 @@ def _application(config: ServingConfig) -> Any:
         max_ongoing_requests=4 * config.waiting_requests,
         ray_actor_options={
             "num_cpus": config.cpus,
+            "resources": {} if config.fleet is None else {MODEL_SERVER: 1},
             "runtime_env": {
                 "env_vars": {"OMP_NUM_THREADS": str(config.threads), RELEASE: config.release}
             },

@@ -239,12 +239,26 @@ def test_a_connection_older_than_the_seal_does_not_outlive_it(world: World) -> N
 
 def test_a_broken_candidate_leaves_the_old_rules(world: World) -> None:
     world.seal()
-    before = world.n2.run("nft", "list", "table", "inet", "sovctl")
+    before = world.n2.run("nft", "-s", "list", "table", "inet", "sovctl")
     with pytest.raises(subprocess.CalledProcessError):
         world.seal(lambda text: text.replace("tcp dport 6379", "tcp dport sixthousand"))
-    assert world.n2.run("nft", "list", "table", "inet", "sovctl") == before
+    assert world.n2.run("nft", "-s", "list", "table", "inet", "sovctl") == before
     world.seal()  # and the same once more is the same
-    assert world.n2.run("nft", "list", "table", "inet", "sovctl") == before
+    assert world.n2.run("nft", "-s", "list", "table", "inet", "sovctl") == before
+
+
+def test_the_emergency_rules_let_operators_in_and_nothing_out(world: World) -> None:
+    """What a host has when its own rules cannot be loaded at boot."""
+    program = Path(__file__).parents[2] / "playbooks/roles/egress/files/sovctl-seal"
+    rules = program.read_text("utf-8").split('EMERGENCY = """')[1].split('"""')[0]
+    world.n2.run("nft", "-f", "-", text=rules)
+    with world.n2.inside(lambda: listen("0.0.0.0", 22)):
+        assert world.others.inside(lambda: call("10.0.0.2", 22)) == 0
+    with world.others.inside(lambda: listen(OUTSIDE, 443)):
+        assert world.n2.inside(lambda: call(OUTSIDE, 443)) != 0
+    assert world.n2.inside(lambda: send(OUTSIDE, 9)) == errno.EPERM
+    assert world.n2.inside(echo) == errno.EPERM
+    assert world.n2.inside(lambda: send("2001:db8::1", 9)) == errno.EPERM
 
 
 def test_the_probe_of_a_host_tells_sealed_from_tampered(world: World) -> None:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import secrets
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
+from tests.lab import leftovers
 from tests.lab.lab import Host, Lab, unfit
 from tests.lab.root import cache
 
 
 def _labs() -> list[Lab]:
-    found = sorted((cache() / "labs").glob("*/lab.json"))
-    return [Lab.at(record.parent) for record in found]
+    """Those that ``up`` made, the newest last."""
+    found = []
+    for record in leftovers.records():
+        with contextlib.suppress(OSError, ValueError):  # half made, or its folder was deleted
+            if record.kept:
+                found.append(Lab.at(Path(record.folder)))
+    return found
 
 
 def _lab() -> Lab:
@@ -50,20 +59,34 @@ def main() -> None:
 @click.option("--disk", default=0, help="GB of disk for each host's installation; 0: this one's.")
 def up(hosts: int, internet: bool, debian: str, disk: int) -> None:
     """Boot hosts and leave them running."""
-    folder = cache() / "labs" / f"{os.getpid()}"
-    click.echo(f"booting {hosts} hosts …", err=True)
-    lab = Lab.make(folder, hosts, internet, folder / "shared", debian, disk * 10**9)
+    folder = cache() / "labs" / secrets.token_hex(4)
+    click.echo(f"booting {hosts} host{'s' * (hosts > 1)} …", err=True)
+    began = time.monotonic()
+    try:
+        shared = folder / "shared"
+        lab = Lab.make(folder, hosts, internet, shared, debian, disk * 10**9, kept=True)
+    except RuntimeError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"up after {time.monotonic() - began:.0f} s", err=True)
     _show(lab)
     click.echo("next: python -m tests.lab ssh n1 | run COMMAND … | fault n1 cut | down", err=True)
 
 
 @main.command()
-def down() -> None:
-    """Take every lab down that was left up."""
-    for lab in _labs():
-        lab.down()
-        shutil.rmtree(lab.folder, ignore_errors=True)
-        click.echo(f"{lab.id} is down", err=True)
+@click.option("--all", "everything", is_flag=True, help="Also what is left of tests that crashed.")
+def down(everything: bool) -> None:
+    """Take down the labs that were brought up by hand."""
+    for record in leftovers.records():
+        if record.kept:
+            folder = Path(record.folder)
+            leftovers.end(record.id, folder)
+            shutil.rmtree(folder, ignore_errors=True)
+            click.echo(f"{record.id} is down", err=True)
+        elif record.in_use:
+            click.echo(f"{record.id} is in use by process {record.maker}: left alone", err=True)
+    if everything:
+        for lab in leftovers.sweep():
+            click.echo(f"{lab} is swept away", err=True)
 
 
 @main.command("list")
@@ -71,6 +94,10 @@ def list_() -> None:
     """Labs that are up, and their hosts."""
     for lab in _labs():
         _show(lab)
+    for record in leftovers.records():
+        if not record.kept:
+            state = f"in use by process {record.maker}" if record.in_use else "crashed: down --all"
+            click.echo(f"{record.id}  {record.folder}  {state}")
 
 
 def _show(lab: Lab) -> None:
@@ -98,33 +125,43 @@ def run(command: tuple[str, ...]) -> None:
     sys.exit(subprocess.run(_lab().controller.argv(command), check=False).returncode)
 
 
-FAULTS = {
-    "cut": lambda host: host.lab.cut(host),
-    "mend": lambda host: host.lab.mend(host),
-    "kill": Host.kill,
-    "start": Host.start,
-    "power-off": Host.power_off,
-    "reboot": Host.reboot,
-    "fill-disk": Host.fill_disk,
-    "free-disk": Host.free_disk,
-    "skew-clock": lambda host: host.skew_clock(3600),
-    "right-clock": lambda host: host.skew_clock(0),
-    "change-host-key": Host.change_host_key,
-    "take-sudo": Host.take_sudo,
+# What goes wrong, and under it how it is set right.
+FAULTS: dict[str, tuple[str, Callable[[Host], object]]] = {
+    "cut": ("its cables are pulled, in every network", lambda host: host.lab.cut(host)),
+    "mend": ("they are put back", lambda host: host.lab.mend(host)),
+    "kill": ("its power fails", Host.kill),
+    "power-off": ("it is shut down in order", Host.power_off),
+    "start": ("it boots", Host.start),
+    "reboot": ("shut down, then booted", Host.reboot),
+    "fill-disk": ("no room below /var/lib/sovctl (up --disk GB)", Host.fill_disk),
+    "free-disk": ("room again", Host.free_disk),
+    "skew-clock": ("SSH sessions and their sudo live an hour ahead", lambda h: h.skew_clock(3600)),
+    "right-clock": ("they live now", lambda host: host.skew_clock(0)),
+    "change-host-key": ("it answers with a new SSH host key", Host.change_host_key),
+    "take-sudo": ("ops may not become root", Host.take_sudo),
+    "give-sudo": ("ops may again", Host.give_sudo),
+    "pretend": ("it says it is Ubuntu 24.04", lambda h: h.pretend(ID="ubuntu", VERSION_ID="24.04")),
 }
 
 
 @main.command()
+def faults() -> None:
+    """What can go wrong with a host."""
+    for name, (meaning, _do) in FAULTS.items():
+        click.echo(f"{name:<16} {meaning}")
+
+
+@main.command()
 @click.argument("host")
-@click.argument("what", type=click.Choice(sorted(FAULTS)))
+@click.argument("what", type=click.Choice(list(FAULTS)))
 def fault(host: str, what: str) -> None:
-    """Let something go wrong with a host, or set it right."""
+    """Let something go wrong with a host, or set it right; ``faults`` lists what."""
+    _meaning, happen = FAULTS[what]
     try:
-        FAULTS[what](_host(host))
-    except (RuntimeError, ValueError) as error:
+        happen(_host(host))
+    except (RuntimeError, ValueError, AssertionError) as error:
         raise click.ClickException(str(error)) from error
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[2]))
     main(prog_name="python -m tests.lab")

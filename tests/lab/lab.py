@@ -23,15 +23,17 @@ import shlex
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from tests.lab import cgroups, leftovers
 from tests.lab import root as trees
 from tests.lab.network import (
     CONTROLLER,
@@ -41,16 +43,21 @@ from tests.lab.network import (
     Internet,
     address,
     address_v6,
-    namespaces,
 )
 
 HOME = "/var/lib/sovctl"
 SHARED = "/srv/shared"
 _BOOT_S = 120.0
-_FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
-_NEEDED = ("systemd-nspawn", "ip", "nft", "ssh", "ssh-keygen", "setpriv", "debootstrap")
+_FILLER = ".lab-filler"
+# There /tmp is the distribution's business, and cgroups have one hierarchy.
+_AS_ON_A_MACHINE = {"SYSTEMD_NSPAWN_TMPFS_TMP": "0", "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
+_NEEDED = (
+    "systemd-nspawn", "debootstrap", "ip", "nft", "nsenter", "setpriv", "ssh", "ssh-keygen",
+    "mkfs.ext4",
+)  # fmt: skip
 
 
+@cache
 def unfit() -> str | None:
     """Why no lab can be made on this machine; None if one can."""
     if os.geteuid() != 0:
@@ -58,15 +65,16 @@ def unfit() -> str | None:
     missing = [name for name in _NEEDED if shutil.which(name, path=_path()) is None]
     if missing:
         return f"not installed: {', '.join(missing)} (.ci/setup dev installs them with apt)"
-    try:
-        found = namespaces()
-        del found
-    except (OSError, subprocess.CalledProcessError) as error:
-        return f"network namespaces cannot be listed: {error}"
-    if "overlay" not in Path("/proc/filesystems").read_text():
-        subprocess.run(["modprobe", "overlay"], capture_output=True, check=False)
-        if "overlay" not in Path("/proc/filesystems").read_text():
-            return "this kernel has no overlay file system"
+    trial = f"labtry{os.getpid()}"
+    with tempfile.TemporaryDirectory() as folder:
+        script = (
+            f"ip netns add {trial} && ip netns delete {trial} && cd {shlex.quote(folder)}"
+            " && mkdir lower upper work root && mount -t overlay"
+            " -o lowerdir=lower,upperdir=upper,workdir=work overlay root && umount root"
+        )
+        done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+    if done.returncode:
+        return f"namespaces or overlay mounts cannot be made here: {done.stderr.strip()}"
     return None
 
 
@@ -78,9 +86,8 @@ class Controller:
 
     def argv(self, command: Sequence[str | Path]) -> list[str]:
         """The command as it is run: in the controller's namespace, unable to set the clock."""
-        inside = self._lab.fabric.namespace("ctl")
-        words = ("ip", "netns", "exec", inside, "setpriv", "--bounding-set=-sys_time", "--")
-        return [*words, *map(str, command)]
+        inside = self._lab.fabric.entry("ctl")
+        return [*inside, "setpriv", "--bounding-set=-sys_time", "--", *map(str, command)]
 
     def run(
         self,
@@ -198,7 +205,9 @@ class Host:
         return pid if state != "Z" and str(self.root).encode() in command else None
 
     def start(self) -> None:
-        """Boot, and return once SSH lets root in and systemd has settled."""
+        """Boot, and return once SSH lets root in and systemd has settled; nothing if it runs."""
+        if self.running:
+            return
         if self.lab.has_internet:
             self.lab.fabric.lead_out(self.name)
         argv = [
@@ -214,8 +223,10 @@ class Host:
             argv.append(f"--bind={self._disk}:{HOME}")
         with (self.folder / "console.log").open("ab") as log:
             process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+                cgroups.enter(self.namespace, argv),
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                env={**os.environ, **_AS_ON_A_MACHINE},
+            )  # fmt: skip
         self.lab.processes.append(process)
         (self.folder / "pid").write_text(str(process.pid))
         self._await_boot(process)
@@ -228,7 +239,7 @@ class Host:
         """Cut the power: everything on it ends at once, nothing is flushed by its programs."""
         pid = self._pid
         if pid is not None:
-            for child in _children(pid):
+            for child in leftovers.children(pid):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
         self._end(signal.SIGKILL, 20)
@@ -269,33 +280,50 @@ class Host:
                 return
             time.sleep(0.2)
         console = (self.folder / "console.log").read_text(errors="replace")[-2000:]
+        if "Too many open files" in console:
+            console += "\ntoo many hosts at once: see fs.inotify.max_user_instances"
         raise RuntimeError(f"{self.name} did not boot ({said}):\n{console}")
 
     # --- what goes wrong with it ---
 
-    def fill_disk(self, free: int = 0, at: str = HOME) -> None:
-        """Leave ``free`` bytes on the file system of its installation (a lab with ``disk=…``)."""
-        if at == HOME and not self._disk.is_dir():
-            raise ValueError("this lab's hosts share one disk: Lab.up(…, disk=bytes)")
-        folder = self._disk if at == HOME else self.root / at.lstrip("/")
-        room = os.statvfs(folder)
-        size = room.f_bavail * room.f_frsize - free
-        if size > 0:
-            with (folder / ".lab-filler").open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, size)
+    def fill_disk(self, free: int = 0) -> None:
+        """Leave ``free`` bytes to its installation; for a lab whose hosts have a ``disk``."""
+        if not self._disk.is_dir():
+            raise ValueError("this lab's hosts share this machine's disk: Lab.up(…, disk=bytes)")
+        with (self._disk / _FILLER).open("ab") as file:
+            # What is asked for at once may lack room for its own bookkeeping: halve, go on.
+            step = _free(self._disk)
+            while (left := _free(self._disk) - free) > 0 and step:
+                try:
+                    os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), min(left, step))
+                except OSError:
+                    step //= 2
 
-    def free_disk(self, at: str = HOME) -> None:
+    def free_disk(self) -> None:
         """Take back what :meth:`fill_disk` took."""
-        folder = self._disk if at == HOME else self.root / at.lstrip("/")
-        (folder / ".lab-filler").unlink(missing_ok=True)
+        (self._disk / _FILLER).unlink(missing_ok=True)
 
     def skew_clock(self, seconds: int) -> None:
-        """Tell every new SSH session of it (not ``sudo``, which drops LD_PRELOAD) another time."""
-        setting = self.root / "etc/ssh/sshd_config.d/lab-clock.conf"
+        """Tell its SSH sessions, and what they start with sudo, another time; 0: the right one.
+
+        Sessions that are open, and what systemd starts, keep this machine's time.
+        """
+        session = self.root / "etc/ssh/sshd_config.d/lab-clock.conf"
+        through_sudo = self.root / "etc/sudoers.d/lab-clock"
+        variables = self.root / "etc/lab-clock"
         if seconds:
-            setting.write_text(f"SetEnv LD_PRELOAD={_FAKETIME} FAKETIME={seconds:+d}s\n")
+            library = next(self.root.glob("usr/lib/*/faketime/libfaketimeMT.so.1"))
+            settings = (
+                f"LD_PRELOAD=/{library.relative_to(self.root)}", f"FAKETIME={seconds:+d}s",
+                "FAKETIME_DONT_FAKE_MONOTONIC=1", "DONT_FAKE_MONOTONIC=1",
+            )  # fmt: skip
+            variables.write_text("".join(f"{each}\n" for each in settings))
+            # The linker drops LD_PRELOAD for sudo itself; sudo gives it to what it starts.
+            through_sudo.write_text("Defaults env_file=/etc/lab-clock\n")
+            session.write_text(f"SetEnv {' '.join(settings)}\n")
         else:
-            setting.unlink(missing_ok=True)
+            for path in (session, through_sudo, variables):
+                path.unlink(missing_ok=True)
         self.ssh("systemctl restart ssh")
 
     def change_host_key(self) -> None:
@@ -306,6 +334,21 @@ class Host:
     def take_sudo(self) -> None:
         """``ops`` may not become root any more."""
         (self.root / "etc/sudoers.d/lab").unlink(missing_ok=True)
+
+    def give_sudo(self) -> None:
+        """It may again."""
+        rule = self.root / "etc/sudoers.d/lab"
+        rule.write_text("ops ALL=(ALL) NOPASSWD: ALL\n")
+        rule.chmod(0o440)
+
+    def pretend(self, **fields: str) -> None:
+        """Say other things in ``/etc/os-release``: ``pretend(ID="ubuntu", VERSION_ID="24.04")``."""
+        release = self.root / "usr/lib/os-release"
+        kept = [
+            line for line in release.read_text().splitlines() if line.split("=")[0] not in fields
+        ]
+        added = [f"{name}={shlex.quote(value)}" for name, value in fields.items()]
+        release.write_text("\n".join([*kept, *added, ""]))
 
     # --- making it ---
 
@@ -319,7 +362,7 @@ class Host:
             (self.folder / name).mkdir(parents=True)
         layers = f"lowerdir={tree},upperdir={self.folder}/upper,workdir={self.folder}/work"
         subprocess.run(
-            ["mount", "-t", "overlay", f"lab-{self.name}", "-o", layers, self.root], check=True
+            ["mount", "-t", "overlay", self.namespace, "-o", layers, self.root], check=True
         )
         etc = self.root / "etc"
         (etc / "hostname").write_text(f"{self.name}\n")
@@ -357,13 +400,6 @@ class Host:
         self._disk.mkdir()
         subprocess.run(["mount", "-o", "loop", image, self._disk], check=True)
         (self._disk / "lost+found").rmdir()
-
-    def remove(self) -> None:
-        """End it and unmount what is its; the folder is the lab's to delete."""
-        self.kill()
-        for mounted in (self._disk, self.root):
-            if mounted.is_mount():
-                subprocess.run(["umount", "-l", mounted], check=False, capture_output=True)
 
 
 class Lab:
@@ -406,18 +442,32 @@ class Lab:
 
     @classmethod
     def make(
-        cls, folder: Path, hosts: int, internet: bool, shared: Path | None, debian: str, disk: int
+        cls,
+        folder: Path,
+        hosts: int,
+        internet: bool,
+        shared: Path | None,
+        debian: str,
+        disk: int,
+        *,
+        kept: bool = False,
     ) -> Lab:
-        """Make it and boot all its hosts; it stays up until :meth:`down`."""
+        """Make it and boot all its hosts; it stays up until :meth:`down`.
+
+        ``kept``: also when this process ends. Otherwise the next lab sweeps it away then.
+        """
+        leftovers.sweep()
         tree = trees.root(debian)
         folder.mkdir(parents=True, exist_ok=True)
+        folder = folder.resolve()
         record = {
             "id": f"lab{secrets.token_hex(2)}", "hosts": hosts, "internet": internet,
-            "debian": debian, "shared": str(shared) if shared else None, "disk": disk,
+            "debian": debian, "shared": str(shared.resolve()) if shared else None, "disk": disk,
         }  # fmt: skip
         (folder / "lab.json").write_text(json.dumps(record, indent=1))
         lab = cls(folder, record)
         try:
+            leftovers.Record.mine(lab.id, folder, kept=kept).write()
             lab._build(tree)
         except BaseException:
             lab.down()
@@ -435,10 +485,16 @@ class Lab:
         subprocess.run(
             ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", self.key], check=True
         )
+        # Whoever makes a mount namespace while the lab is up gets copies of its mounts. Below a
+        # shared mount those go when ours go; elsewhere they would keep a host's disk in use.
+        hosts = self.folder / "hosts"
+        hosts.mkdir()
+        subprocess.run(["mount", "--bind", hosts, hosts], check=True)
+        subprocess.run(["mount", "--make-shared", hosts], check=True)
         self.fabric.make()
         self.fabric.join("ctl", CONTROLLER, ("admin",))
         if self.has_internet:
-            (self.folder / "internet.pid").write_text(str(self.internet.open()))
+            self.processes.append(self.internet.open())
         for host in self.hosts:
             self.fabric.join(host.name, host.number)
             host.make(tree)
@@ -481,37 +537,16 @@ class Lab:
 
     def down(self) -> None:
         """End everything of it and remove it, whoever made it. Safe to repeat."""
-        for host in self.hosts:
-            with contextlib.suppress(RuntimeError):
-                host.remove()
-        for name in namespaces():
-            if name.startswith(f"{self.id}-"):
-                _end_all_in(name)
-        self.fabric.remove()
+        leftovers.end(self.id, self.folder)
         self.reap()
-        for name in ("hosts", "id_ed25519", "id_ed25519.pub", "known_hosts", "internet.pid",
-                     "lab.json"):  # fmt: skip
-            path = self.folder / name
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "hosts", ignore_errors=True)
+        for name in ("id_ed25519", "id_ed25519.pub", "known_hosts", "lab.json"):
+            (self.folder / name).unlink(missing_ok=True)
 
 
-def _end_all_in(namespace: str) -> None:
-    done = subprocess.run(
-        ["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False
-    )
-    for pid in done.stdout.split():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(pid), signal.SIGKILL)
-
-
-def _children(pid: int) -> list[int]:
-    text = ""
-    with contextlib.suppress(OSError):
-        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(word) for word in text.split()]
+def _free(folder: Path) -> int:
+    room = os.statvfs(folder)
+    return room.f_bavail * room.f_frsize
 
 
 def _path() -> str:

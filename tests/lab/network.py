@@ -68,7 +68,13 @@ class Fabric:
     def namespace(self, who: str) -> str:
         return f"{self.lab}-{who}"
 
+    def entry(self, who: str) -> list[str]:
+        """What to start a command with for it to run in there. Unlike ``ip netns exec`` it makes
+        no mount namespace, whose copies of other labs' mounts would keep those in use."""
+        return ["nsenter", f"--net=/run/netns/{self.namespace(who)}"]
+
     def make(self) -> None:
+        """A bridge for each network."""
         self._add(self.middle)
         for network in NETWORKS:
             ip("-n", self.middle, "link", "add", f"br-{network}", "type", "bridge")
@@ -130,34 +136,32 @@ class Internet:
     def namespace(self) -> str:
         return self.fabric.namespace("out")
 
-    def open(self) -> int:
-        """Make the namespace and start what answers there; the process id of the latter."""
+    def open(self) -> subprocess.Popen[bytes]:
+        """Make the namespace and start what answers there, which is returned."""
         self.fabric.join("out", ROUTER, ("admin",))
         for each in INTERNET_V4:
             ip("-n", self.namespace, "address", "add", f"{each}/32", "dev", "lo")
         ip("-n", self.namespace, "address", "add", f"{INTERNET_V6}/128", "dev", "lo", "nodad")
         for switch in ("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"):
-            subprocess.run(
-                ["ip", "netns", "exec", self.namespace, "sysctl", "-qw", switch], check=True
-            )
+            subprocess.run([*self.fabric.entry("out"), "sysctl", "-qw", switch], check=True)
         subprocess.run(
-            ["ip", "netns", "exec", self.namespace, "nft", "-f", "-"],
+            [*self.fabric.entry("out"), "nft", "-f", "-"],
             input=_COUNTERS, text=True, check=True,
         )  # fmt: skip
         server = Path(__file__).with_name("internet_server.py")
         process = subprocess.Popen(
-            ["ip", "netns", "exec", self.namespace, sys.executable, "-I", server],
+            [*self.fabric.entry("out"), sys.executable, "-I", server],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         assert process.stdout is not None
         if process.stdout.readline() != b"ready\n":
             raise RuntimeError("what plays the internet did not start")
-        return process.pid
+        return process
 
     def seen(self) -> dict[str, int]:
         """Packets that reached it since it was opened: ``{"tcp": …, "udp": …, "icmp": …}``."""
         done = subprocess.run(
-            ["ip", "netns", "exec", self.namespace, "nft", "-j", "list", "counters"],
+            [*self.fabric.entry("out"), "nft", "-j", "list", "counters"],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         counters = [

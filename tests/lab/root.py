@@ -24,7 +24,7 @@ PACKAGES = (
     "systemd", "systemd-sysv", "dbus", "openssh-server", "python3", "python3-apt", "nftables",
     "iproute2", "iputils-ping", "sudo", "ca-certificates", "procps", "kmod", "libfaketime",
 )  # fmt: skip
-_VERSION = "1"
+_VERSION = "2"
 
 # Units that make no sense in a container, or wait for a console that nobody sits at.
 _MASKED = (
@@ -34,16 +34,19 @@ _MASKED = (
     "dpkg-db-backup.timer",
 )  # fmt: skip
 
-# nspawn leaves /proc/sys/net read-only where it is given a network namespace; a host's is its own.
-_NETWORK_SYSCTLS = """[Unit]
-Description=Make the network's kernel settings writable, as on a machine
+# nspawn leaves a host that has a network of its own with /proc/sys/net read-only, and with shared
+# memory by the size of this machine. The rest of /proc/sys stays read-only: it is this machine's.
+_LIKE_A_MACHINE = """[Unit]
+Description=Undo what tells a container from a machine
 DefaultDependencies=no
 Before=systemd-sysctl.service network-pre.target sysinit.target
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart=/bin/sh -c 'umount /proc/sys/net 2>/dev/null; \
-    mount -o remount,bind,rw /proc/sys/net 2>/dev/null || mount -o remount,rw /proc/sys || true'
+ExecStart=-/bin/umount -q /proc/sys/net
+ExecStart=/bin/mount --bind /proc/sys/net /proc/sys/net
+ExecStart=/bin/mount -o remount,bind,rw /proc/sys/net
+ExecStart=/bin/mount -o remount,size=2560M /dev/shm
 [Install]
 WantedBy=sysinit.target
 """
@@ -58,7 +61,7 @@ def root(debian: str = "bookworm") -> Path:
     with _alone(final.parent / f"lab-{debian}.lock"):
         if not final.is_dir():
             halfway = final.with_name(f"{final.name}.new")
-            shutil.rmtree(halfway, ignore_errors=True)
+            _remove(halfway)
             _make(halfway, debian)
             halfway.rename(final)
     return final
@@ -71,7 +74,7 @@ def cache() -> Path:
 
 
 def _digest() -> str:
-    text = "\n".join((_VERSION, *PACKAGES, *_MASKED, _NETWORK_SYSCTLS))
+    text = "\n".join((_VERSION, *PACKAGES, *_MASKED, _LIKE_A_MACHINE))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -85,9 +88,17 @@ def _make(folder: Path, debian: str) -> None:
         capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     if done.returncode:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         raise RuntimeError(f"debootstrap could not fetch {debian}: {done.stdout[-300:]}")
     _settle(folder)
+
+
+def _remove(halfway: Path) -> None:
+    """Delete a tree whose making was cut short, but nothing through what is mounted in it."""
+    for name in ("proc", "sys"):
+        if (halfway / name).is_mount():
+            subprocess.run(["umount", "-R", halfway / name], check=True)
+    shutil.rmtree(halfway, ignore_errors=True)
 
 
 def _settle(folder: Path) -> None:
@@ -95,10 +106,10 @@ def _settle(folder: Path) -> None:
     for name in _MASKED:
         (units / name).unlink(missing_ok=True)
         (units / name).symlink_to("/dev/null")
-    (units / "lab-network-sysctls.service").write_text(_NETWORK_SYSCTLS)
+    (units / "lab-like-a-machine.service").write_text(_LIKE_A_MACHINE)
     wants = units / "sysinit.target.wants"
     wants.mkdir(exist_ok=True)
-    (wants / "lab-network-sysctls.service").symlink_to("../lab-network-sysctls.service")
+    (wants / "lab-like-a-machine.service").symlink_to("../lab-like-a-machine.service")
     for key in (folder / "etc/ssh").glob("ssh_host_*"):
         key.unlink()
     for package in (folder / "var/cache/apt/archives").glob("*.deb"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_network
 
 from egress_sites import hospital, single, sites
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 
 from appliance.egress.policy import AllowedFlow, flow_matrix, flows_of
 from appliance.manifests.site import Role, Site
@@ -77,7 +77,7 @@ def test_an_operators_flow_between_hosts_opens_nothing_beside_its_destination() 
     assert [str(address) for flow in opened for address in flow.local] == ["10.2.0.1"]
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(sites())
 def test_every_flow_has_a_reason_two_sides_and_known_peers(site: Site) -> None:
     known = [n.cidr for n in site.networks] + [ip_network(a) for a in site.time_servers]

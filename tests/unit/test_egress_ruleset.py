@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from egress_sites import hospital, sites
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 
 from appliance.egress.policy import flows_of
 from appliance.egress.ruleset import COUNTERS, digest, render
@@ -42,7 +42,7 @@ def test_an_operators_words_stay_words() -> None:
     assert not re.search(r"^[^#]*flush", text, re.MULTILINE)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(sites())
 def test_every_flow_is_two_rules_and_every_accept_is_a_flow(site: Site) -> None:
     for host in site.hosts:

@@ -12,7 +12,7 @@ from egress_sites import hospital
 from appliance.egress import live, probe
 from appliance.egress.names import hosts_file
 from appliance.egress.verdict import judge
-from appliance.provision.proof import gateway_places, results_of
+from appliance.provision.proof import as_made, gateway_places, results_of
 
 LOOPBACK = "00000000000000000000000000000000 00 0 00 0 0 ffffffff 1 0 00200200 lo"
 
@@ -90,6 +90,15 @@ def report(**changes: Any) -> bytes:
 )
 def test_what_a_hosts_report_proves(changes: dict[str, Any], answer: str) -> None:
     assert judge({"host n1": results_of(report(**changes))}).answer == answer
+
+
+def test_what_a_hosts_state_says_without_attempts() -> None:
+    def answer(**changes: Any) -> str:
+        return as_made({"host n1": results_of(report(attempts=[], **changes), attempts=False)})
+
+    assert answer() == "closed"
+    assert answer(boots=False) == "open"
+    assert answer(guard=False) == "inconclusive"
 
 
 def test_a_report_that_is_none_proves_nothing() -> None:

@@ -29,7 +29,12 @@ def _empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["uninstall", "--yes"], ExitCode.NOT_FOUND, "not-installed"),
         (["install", "/nonexistent.tar"], ExitCode.USAGE, "file-unreadable"),
         (["install", "/dev/null"], ExitCode.USAGE, "not-a-bundle"),
-        (["plan", "b.tar", "--site", "s.yaml"], ExitCode.USAGE, "site-not-in-this-release"),
+        (["plan", "b.tar", "--site", "/nonexistent.yaml"], ExitCode.USAGE, "file-unreadable"),
+        (
+            ["install", "/dev/null", "--site", "manifests/single.yaml"],
+            ExitCode.USAGE,
+            "not-a-bundle",
+        ),
         (["install", "b.tar", "--trust", "zz"], ExitCode.USAGE, "fingerprint-malformed"),
     ],
 )

@@ -16,6 +16,8 @@ from tuning_fixtures import make_run
 from appliance.tuning.loop import train
 from appliance.tuning.run import RunFolder
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+
 WORKER = Path(__file__).with_name("tuning_worker.py")
 
 
@@ -27,7 +29,7 @@ def two_workers(folder: RunFolder, mishap: str = "none") -> list[int]:
         subprocess.Popen([sys.executable, WORKER, folder.root, str(rank), "2", str(port), mishap])
         for rank in range(2)
     ]
-    return [worker.wait(timeout=240) for worker in workers]
+    return [worker.wait(timeout=900) for worker in workers]
 
 
 @pytest.fixture(scope="module")

@@ -19,10 +19,10 @@ from appliance.tuning.team import Team
 
 def main(run_dir: str, rank: int, size: int, port: int, mishap: str) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    minute = timedelta(seconds=60)
+    patience = timedelta(seconds=600)
     url = f"tcp://127.0.0.1:{port}"
-    distributed.init_process_group("gloo", url, minute, world_size=size, rank=rank)
-    team = Team(rank, size, distributed.new_group(backend="gloo", timeout=minute))
+    distributed.init_process_group("gloo", url, patience, world_size=size, rank=rank)
+    team = Team(rank, size, distributed.new_group(backend="gloo", timeout=patience))
     folder = (RunFolder if team.leads else SilentFolder)(Path(run_dir))
 
     def report(metrics: dict[str, float]) -> None:

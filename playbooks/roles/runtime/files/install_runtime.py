@@ -6,7 +6,7 @@ The same as :mod:`appliance.install.runtime` does on one machine, for a host tha
 ``uv`` comes out of its own wheel in the release, gets no index, no proxy and no configuration, runs
 in a network namespace without any interface, and must find every file's hash in the requirements.
 The mark ``venv/.complete`` is written last and holds the digest of those; a half made environment
-is removed and made again. That there are tests of both against each other keeps them the same.
+is removed and made again.
 """
 
 import hashlib

@@ -1,0 +1,82 @@
+"""A site's plan is decided by what is known, and what keeps hosts from being ready is all said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from appliance.egress.probe import ProbeResult
+from appliance.egress.verdict import judge
+from appliance.install.site import doubts, not_ready, url_of
+from appliance.install.site_plan import SiteFacts, SitePhase, make_site_plan
+
+FACTS = SiteFacts(
+    site="clinic",
+    release="demo-1.0-abcd",
+    digest="sha256:00",
+    hosts=3,
+    bare=3,
+    blobs=10,
+    size=1_000_000,
+    wheels=600_000,
+    missing_blobs=10,
+    missing_bytes=1_000_000,
+    release_ready=False,
+)
+
+
+def _pending(facts: SiteFacts) -> list[str]:
+    return [step.phase for step in make_site_plan(facts).pending]
+
+
+def test_a_first_plan_has_every_phase_in_order_and_counts_every_hosts_bytes() -> None:
+    plan = make_site_plan(FACTS)
+    assert _pending(FACTS) == list(SitePhase)
+    assert plan.size == 4_000_000
+    assert plan.seconds > 60
+
+
+def test_what_is_here_is_skipped_and_hosts_are_asked_again() -> None:
+    done = replace(FACTS, bare=0, missing_blobs=0, missing_bytes=0, release_ready=True)
+    assert SitePhase.BLOBS not in _pending(done) and SitePhase.RELEASE not in _pending(done)
+    assert SitePhase.DELIVER in _pending(done) and SitePhase.PROVE in _pending(done)
+    assert make_site_plan(done).size == 0
+    interrupted = replace(done, open_phases=frozenset({SitePhase.BLOBS}))
+    assert SitePhase.BLOBS in _pending(interrupted)
+
+
+def test_a_resumed_plan_has_the_same_name() -> None:
+    assert make_site_plan(FACTS).id == make_site_plan(replace(FACTS, bare=1)).id
+    assert make_site_plan(FACTS).id != make_site_plan(replace(FACTS, site="other")).id
+
+
+@dataclass(frozen=True)
+class _Finding:
+    host: str
+    check: str
+    level: str
+    text: str
+    remedy: str = ""
+
+
+def test_every_failed_check_of_every_host_is_said() -> None:
+    assert not_ready("clinic", [_Finding("n1", "disk", "warn", "slow")]) is None
+    error = not_ready(
+        "clinic",
+        [_Finding("n1", "disk", "fail", "full.", "make room"), _Finding("n2", "os", "fail", "old")],
+    )
+    assert error is not None
+    what, why, fix = error.sentences()
+    assert "n1, n2" in what and "2 hosts" in what
+    assert "n1 disk: full." in why and "n2 os: old." in why
+    assert fix == "n1: make room"
+
+
+def test_what_is_not_closed_is_told() -> None:
+    bad = ProbeResult("tcp", "192.0.2.1:443", "reached", "answered")
+    assert "host n1: tcp 192.0.2.1:443 reached" in doubts(judge({"host n1": [bad]}))
+    assert doubts(judge({"gateway": []})) == "No place gave an answer."
+
+
+def test_an_address_of_either_kind_makes_a_url() -> None:
+    assert url_of("10.0.0.1", 8443) == "https://10.0.0.1:8443"
+    assert url_of("fd00::1", 8443) == "https://[fd00::1]:8443"
