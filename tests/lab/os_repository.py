@@ -1,4 +1,4 @@
-"""The bundle's Debian packages for a lab's hosts, made by the bundle's own source and laid out there.
+"""The bundle's Debian packages for a lab's hosts, made by its own source and laid out there.
 
     lay_out(os_packages("bookworm"), host.root / "var/lib/sovctl/releases/r1/packages/os")
 
