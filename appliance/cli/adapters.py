@@ -142,7 +142,7 @@ def _loaded(adapter: dict[str, Any]) -> str:
 
 def _lineage(card: dict[str, Any]) -> dict[str, Any]:
     """What the record does not say: what it was made with, and whether that had a way out."""
-    sealed = _("yes: loopback only") if card["training"]["no_way_out"] else _("NO")
+    sealed = _("yes, as its process saw it") if card["training"]["no_way_out"] else _("NO")
     return {
         "dataset": card["dataset"]["name"],
         "code": f"{card['code']['version']}  {card['code']['digest']}",

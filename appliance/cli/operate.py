@@ -158,6 +158,13 @@ def _site_status(console: Console, place: SitePlace) -> None:
         (_("API"), f"{endpoint.url}/v1"),
         (_("release"), endpoint.release or "–"),
     ]
+    replicas = (account.get("serve") or {}).get("replicas") or ()
+    ready = sum(bool(replica.get("ready")) for replica in replicas)
+    proof = _("firewall; 'sovctl egress prove --site {name}' proves it").format(name=place.name)
+    rows += [
+        (_("seal"), proof),
+        (_("replicas"), _("{ready} of {all} ready").format(ready=ready, all=len(replicas))),
+    ]
     for title, key in (
         (_("nodes"), "nodes"),
         (_("models"), "models"),

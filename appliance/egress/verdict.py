@@ -1,4 +1,4 @@
-"""From probe results to an answer. Pure.
+"""From probe results to an answer. Pure, but for :func:`no_way_out_here`.
 
 ``open`` if anything was reached or a place was not sealed; else ``inconclusive`` if a place's
 control failed, a probe's end is unclear, a place has no results or none was asked; else ``closed``.
@@ -7,11 +7,13 @@ Evidence of a way out is never outweighed by a failed control.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal, cast, get_args
 
-from appliance.egress.probe import Outcome, ProbeResult
+from appliance.egress import live
+from appliance.egress.probe import Outcome, ProbeResult, control_listener, probe_all
 
 Answer = Literal["closed", "open", "inconclusive"]
 
@@ -61,6 +63,18 @@ def _answer(results: tuple[ProbeResult, ...]) -> Answer:
     proven = controls and all(outcome == "control-ok" for outcome in controls)
     blocked = attempts and all(outcome == "blocked" for outcome in attempts)
     return "closed" if proven and blocked else "inconclusive"
+
+
+def no_way_out_here() -> bool:
+    """Whether this process has no way out, as it can tell itself.
+
+    In a namespace of its own: that there is loopback only, and no route. Under a host's firewall
+    (``SOVCTL_SEAL``): that every attempt to send was refused, while the control answered.
+    """
+    if os.environ.get("SOVCTL_SEAL") != "firewall":
+        return live.observe("self").no_way_out
+    with control_listener() as listener:
+        return _answer(tuple(probe_all(listener))) == "closed"
 
 
 def results_from_json(value: object) -> tuple[ProbeResult, ...]:

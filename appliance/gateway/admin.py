@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ class Admin:
                 "models": models,
                 "adapters": adapters,
                 "jobs": jobs,
-                "seal": {"sealed": seen.sealed, "no_way_out": seen.no_way_out},
+                "seal": _seal(seen),
                 "ledger": {"writable": self._audit.writable},
             }
         )
@@ -227,3 +228,10 @@ def described(job: Job) -> dict[str, Any]:
 
 def _data(records: Any) -> JSONResponse:
     return JSONResponse({"data": [record.as_json() for record in records]})
+
+
+def _seal(seen: live.Observation) -> dict[str, Any]:
+    """What this process sees of its seal; a firewall it cannot see, only the routes."""
+    if os.environ.get("SOVCTL_SEAL") == "firewall":
+        return {"kind": "firewall", "default_routes": list(seen.default_routes)}
+    return {"kind": "namespace", "sealed": seen.sealed, "no_way_out": seen.no_way_out}

@@ -57,8 +57,8 @@ class Figures(_Strict):
 class Training(_Strict):
     """How it ran. ``precision`` is that of the frozen base.
 
-    ``no_way_out``: the process that trained saw a network with loopback only and no route
-    (:attr:`appliance.egress.live.Observation.no_way_out`), when it began and when it was done.
+    ``no_way_out``: the process that trained had none, when it began and when it was done, as it
+    could tell itself (:func:`appliance.egress.verdict.no_way_out_here`).
     """
 
     rows_trained_on: int

@@ -27,7 +27,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from appliance.egress import live
+from appliance.egress.verdict import no_way_out_here
 from appliance.errors import (
     ApplianceError,
     TuneLossNotFinite,
@@ -129,7 +129,7 @@ def train(folder: RunFolder, report: Report, team: Team = ALONE) -> None:
         TuneOutOfMemory, DiskFull: the machine is too small.
     """
     run = folder.load()
-    shut_at_first = live.observe("self").no_way_out
+    shut_at_first = no_way_out_here()
     with explained(folder.root, run.spec):
         torch.set_num_threads(run.threads or _threads_from_environment())
         # Warn only: an operator without a deterministic kernel makes a run unrepeatable, not wrong.
@@ -158,7 +158,7 @@ def train(folder: RunFolder, report: Report, team: Team = ALONE) -> None:
             precision=str(base.dtype).removeprefix("torch."),
             device=device.type,
             threads=torch.get_num_threads(),
-            no_way_out=shut_at_first and live.observe("self").no_way_out,
+            no_way_out=shut_at_first and no_way_out_here(),
         )
         save_outcome(folder, run, model, outcome)
         folder.report(line("save", 1, 1))
