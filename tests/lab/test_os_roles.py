@@ -23,6 +23,7 @@ from tests.lab.os_repository import lay_out, os_packages
 UNFIT = unfit()
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(1800),  # on a machine that does other things as well
     pytest.mark.skipif(UNFIT is not None, reason=f"no lab: {UNFIT}"),
 ]
 
