@@ -90,7 +90,7 @@ class Watch:
         self._stop.set()
 
     def _pause(self) -> float:
-        return min(_LONGEST_WAIT_S, _LOOK_EVERY_S * 2.0**self._attempts)
+        return min(_LONGEST_WAIT_S, _LOOK_EVERY_S * 2.0 ** min(self._attempts, 9))
 
     def _tell(self, found: Found) -> None:
         """READY once the model answers for the first time; afterwards only how it is."""
