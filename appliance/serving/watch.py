@@ -66,7 +66,7 @@ class Watch:
         self._home = home
         self._stop = threading.Event()
         self._ready = False
-        self._failures = 0
+        self._attempts = 0
 
     def run(self) -> int:
         """Watch; returns the exit status."""
@@ -77,7 +77,10 @@ class Watch:
             # Read every time: another release may have become the current one.
             found = found_in(_details(token), ServingConfig.of_home(self._home))
             if found == "absent":
+                self._attempts += 1  # also one that ends well and changes nothing waits longer
                 self._deploy()
+            elif found == "deployed":
+                self._attempts = 0
             self._tell(found)
             self._stop.wait(self._pause())
         notify("STOPPING=1")
@@ -87,7 +90,7 @@ class Watch:
         self._stop.set()
 
     def _pause(self) -> float:
-        return min(_LONGEST_WAIT_S, _LOOK_EVERY_S * 2.0**self._failures)
+        return min(_LONGEST_WAIT_S, _LOOK_EVERY_S * 2.0 ** min(self._attempts, 9))
 
     def _tell(self, found: Found) -> None:
         """READY once the model answers for the first time; afterwards only how it is."""
@@ -115,10 +118,7 @@ class Watch:
                 child.kill()
                 child.wait()
         elif child.returncode:
-            self._failures += 1
             _LOG.warning("deploying failed with status %d", child.returncode)
-        else:
-            self._failures = 0
 
 
 def _argv(home: Home) -> tuple[str, ...]:
