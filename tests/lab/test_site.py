@@ -161,7 +161,9 @@ def test_nothing_gets_out_and_the_counters_say_so(site: InstalledSite) -> None:
         before = _counted(host)
         seen = site.lab.internet.seen()
         assert _reaches(host) == set()
-        assert _reaches(host, "runuser -u sovctl -- ") == set()
+        assert _reaches(host, as_user="runuser -u sovctl -- ") == set()
+        # No route already says no; past that, by the interface itself, the firewall does.
+        assert _reaches(host, by="eth0") == set()
         assert _counted(host) > before
         assert site.lab.internet.seen() == seen
         assert host.ssh("ip route show default; ip -6 route show default").stdout == ""
@@ -247,11 +249,13 @@ def test_every_step_is_on_the_ledger_of_the_controller(site: InstalledSite) -> N
 
 
 _TRY = """
-import socket, subprocess
+import socket, subprocess, sys
 def attempt(kind, family, sort, address, port, payload):
     with socket.socket(family, sort) as s:
         s.settimeout(2)
         try:
+            if sys.argv[1:]:
+                s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, sys.argv[1].encode())
             s.connect((address, port))
             if payload:
                 s.send(payload); s.recv(64)
@@ -268,9 +272,9 @@ if subprocess.run(["ping", "-c1", "-W2", "203.0.113.80"], capture_output=True).r
 """
 
 
-def _reaches(host: Host, before: str = "") -> set[str]:
+def _reaches(host: Host, *, as_user: str = "", by: str = "") -> set[str]:
     """Which ways lead out of a host, tried for real against the lab's internet."""
-    return set(host.ssh(f"{before}python3 -", stdin=_TRY).stdout.split())
+    return set(host.ssh(f"{as_user}python3 - {by}", stdin=_TRY).stdout.split())
 
 
 def _counted(host: Host) -> int:
