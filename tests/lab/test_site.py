@@ -207,7 +207,8 @@ def test_two_hosts_tune_and_every_replica_serves_the_adapter(site: InstalledSite
     site.sovctl("tune", "submit", str(spec))
     print(f"tuning over two hosts: {time.monotonic() - began:.0f} s")
     card = site.ask("adapters", "show", "letters")["card"]
-    assert card["training"]["workers"] == 2, card["training"]
+    assert card["config"]["workers"] == 2, card["config"]
+    assert card["training"]["no_way_out"]
     site.sovctl("adapters", "promote", "letters")
     site.sovctl("adapters", "load", "letters")
     site.openai(f"{BASE}:letters", 6)
