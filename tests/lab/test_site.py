@@ -97,14 +97,14 @@ class InstalledSite:
         command = [sys.executable, "-c", _ASK, at["url"], at["ca"], at["operator_key"], model]
         self.lab.controller.run([*command, str(times)], timeout=180)
 
-    def await_replicas(self, wanted: int, seconds: float = 240) -> None:
-        """Until so many replicas answer, each with all that is loaded."""
+    def await_replicas(self, wanted: int, adapter: str = "", seconds: float = 300) -> None:
+        """Until so many replicas answer, each with the adapter."""
         deadline = time.monotonic() + seconds
         while True:
             done = self.sovctl("status", "--json", check=False)
             status = json.loads(done.stdout) if done.returncode == 0 else {}
             replicas = [r for r in status.get("serve", {}).get("replicas", ()) if r["ready"]]
-            if len(replicas) >= wanted:
+            if sum(adapter in json.dumps(each["adapters"]) for each in replicas) >= wanted:
                 return
             assert time.monotonic() < deadline, done.stdout + done.stderr
             time.sleep(2)
@@ -219,14 +219,14 @@ def test_a_worker_whose_power_fails_comes_back(site: InstalledSite) -> None:
     host.kill()
     site.openai(BASE, 4)  # the others go on
     host.start()
-    site.await_replicas(3)
+    site.await_replicas(3, "letters")
     site.openai(f"{BASE}:letters", 6)
     assert _reaches(host) == set()
 
 
 def test_a_head_that_reboots_is_found_again_by_its_workers(site: InstalledSite) -> None:
     site.lab.host("n1").reboot()
-    site.await_replicas(3, 300)
+    site.await_replicas(3, "letters")
     site.openai(f"{BASE}:letters", 6)
     assert site.ask("egress", "prove", "--site", "lab")["answer"] == "closed"
 
