@@ -32,6 +32,7 @@ from pathlib import Path
 from appliance.cluster import environment, node_file, ray_head, ray_start, sizing
 from appliance.cluster.environment import Place
 from appliance.cluster.node_file import NodeFile
+from appliance.cluster.notify import notify
 from appliance.cluster.processes import ProcessName
 from appliance.egress import live
 from appliance.errors import ApplianceError, RayUnguarded
@@ -203,14 +204,6 @@ def interface_of(address: str) -> str:
     if not names:
         raise RayUnguarded(reason=f"this host does not have the address {address} of node.json")
     return names[0].partition("@")[0]
-
-
-def notify(state: str) -> None:
-    """Tell systemd (``sd_notify``); nothing where nobody listens."""
-    path = os.environ.get("NOTIFY_SOCKET", "")
-    if path:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
-            channel.sendto(state.encode(), f"\0{path[1:]}" if path[0] == "@" else path)
 
 
 def note(text: str) -> None:
