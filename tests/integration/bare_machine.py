@@ -107,7 +107,7 @@ def _tarball() -> Path:
         )  # fmt: skip
         if done.returncode:
             pytest.skip(f"debootstrap could not fetch it: {done.stdout[-200:]}")
-        fresh = final.with_suffix(f".{os.getpid()}")
+        fresh = final.with_suffix(f".tar.{os.getpid()}")  # not the folder's own name
         subprocess.run(["tar", "-C", folder, "--exclude=./dev/*", "-cf", fresh, "."], check=True)
         fresh.rename(final)
     finally:
