@@ -32,7 +32,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's recipe in a copy of the checkout, which nobody edits meanwhile."""
     copy = tmp_path_factory.mktemp("checkout")
-    for part in ("appliance", "bundles"):
+    for part in ("appliance", "bundles", "playbooks"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(CHECKOUT / part, copy / part, ignore=ignored)
     for part in ("pyproject.toml", "README.md", "LICENSE"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ class OsSite:
         (folder / "inventory.yml").write_text(yaml.safe_dump(tree))
         (folder / "play.yml").write_text(PLAY)
         (folder / "ansible.cfg").touch()  # nobody else's
+        self.control = Path(tempfile.mkdtemp(prefix="os-site-"))  # a socket's path is short
         lines = "".join(f"{host.cluster} {host.name}\n" for host in lab.hosts)
         for host in lab.hosts:
             mine = self.files / "hosts" / host.name
@@ -108,6 +110,8 @@ class OsSite:
                 "ANSIBLE_PIPELINING": "1",
                 "ANSIBLE_SSH_ARGS": f"-F none -o UserKnownHostsFile={self.lab.known_hosts}"
                 " -o GlobalKnownHostsFile=/dev/null -o ControlMaster=auto -o ControlPersist=30s",
+                # Two labs use the same addresses: not the folder in ~ that ansible takes for all.
+                "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self.control),
                 "ANSIBLE_NOCOLOR": "1",
             },
         )  # fmt: skip
