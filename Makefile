@@ -29,7 +29,7 @@ lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter, ansible-lint, generate
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@cd playbooks && ../$(BIN)/ansible-lint -q --offline
+	@cd playbooks && ANSIBLE_COLLECTIONS_PATH=collections ../$(BIN)/ansible-lint -q --offline
 	@$(BIN)/python -m appliance.manifests.schemas --check
 	@$(BIN)/python -m appliance.errors_page | diff -q docs/errors.md - >/dev/null \
 		|| { echo 'docs/errors.md is stale: make docs' >&2; exit 1; }

@@ -205,7 +205,7 @@ def settings(folder: Path, project: Path, remotes: Mapping[str, Remote]) -> dict
         "ANSIBLE_HOME": str(folder / "home"),
         "ANSIBLE_LOCAL_TEMP": str(folder / "tmp"),
         "ANSIBLE_ROLES_PATH": str(project / "roles"),
-        "ANSIBLE_COLLECTIONS_PATH": str(folder / "collections"),
+        "ANSIBLE_COLLECTIONS_PATH": str(project / "collections"),
         "ANSIBLE_INVENTORY_ENABLED": "yaml",
         "ANSIBLE_FORKS": str(min(_MOST_FORKS, max(1, len(remotes)))),
         "ANSIBLE_GATHERING": "smart",

@@ -1,7 +1,7 @@
 """What a run of Ansible came to, from its events. Pure: events in, values out.
 
     outcome = read(events)
-    outcome.hosts["n1"].changed          # how many tasks changed something, or would
+    outcome.hosts["n1"].changed          # how much was changed, or would be
     outcome.failures[0].message          # one sentence; never a traceback or an escape sequence
 
 A task that checks something may end its message with ``→ what to do``; that becomes the error's
@@ -49,7 +49,7 @@ _FULL = re.compile(r"No space left on device|Errno 28|Disk quota exceeded")
 @dataclass(frozen=True, slots=True)
 class Happened:
     """One task on one host: ``result`` is ok, failed, unreachable or skipped; ``seconds`` is how
-    long Ansible worked at it, all told."""
+    long Ansible worked at it, all told. ``paths`` are the files it changed, of those that say."""
 
     host: str
     role: str
@@ -58,6 +58,14 @@ class Happened:
     changed: bool = False
     message: str = ""
     seconds: float = 0.0
+    paths: tuple[str, ...] = ()
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """What it changed, each with its role: the files, or the task as a whole."""
+        if not self.changed:
+            return ()
+        return tuple(f"{self.role}: {path}" for path in self.paths) or (str(self),)
 
     def __str__(self) -> str:
         return f"{self.role}: {self.task}" if self.role else self.task
@@ -65,7 +73,7 @@ class Happened:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """How one host fared. ``changes`` names the tasks that changed something, or would."""
+    """How one host fared. ``changes`` names the tasks and files that were changed, or would be."""
 
     ok: int = 0
     failed: int = 0
@@ -75,7 +83,7 @@ class Tally:
 
     @property
     def changed(self) -> int:
-        """How many tasks changed something."""
+        """How many tasks and files were changed."""
         return len(self.changes)
 
 
@@ -92,7 +100,7 @@ class Outcome:
 
     @property
     def changed(self) -> int:
-        """How many tasks changed something, over all hosts."""
+        """How many tasks and files were changed, over all hosts."""
         return sum(tally.changed for tally in self.hosts.values())
 
 
@@ -106,6 +114,7 @@ def happened(event: Event) -> Happened | None:
     answer = answer if isinstance(answer, Mapping) else {}
     if result == "failed" and data.get("ignore_errors"):
         result = "ok"
+    paths = answer.get("paths")  # of sovctl.host.files
     return Happened(
         host=str(data.get("host", "")),
         role=str(data.get("role") or ""),
@@ -114,6 +123,7 @@ def happened(event: Event) -> Happened | None:
         changed=bool(answer.get("changed")) and result == "ok",
         message=message_of(answer) if result in {"failed", "unreachable"} else "",
         seconds=float(data.get("duration") or 0.0),
+        paths=tuple(plain(str(path)) for path in paths) if isinstance(paths, list) else (),
     )
 
 
@@ -129,7 +139,7 @@ def read(steps: Iterable[Happened]) -> Outcome:
             failed=before.failed + (step.result == "failed"),
             unreachable=before.unreachable + (step.result == "unreachable"),
             skipped=before.skipped + (step.result == "skipped"),
-            changes=(*before.changes, str(step)) if step.changed else before.changes,
+            changes=(*before.changes, *step.changes),
         )
         if step.result in {"failed", "unreachable"}:
             failures.append(step)

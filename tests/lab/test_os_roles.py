@@ -107,6 +107,7 @@ class OsSite:
                 "ANSIBLE_CONFIG": str(self.folder / "ansible.cfg"),
                 "ANSIBLE_HOME": str(self.folder / "ansible"),
                 "ANSIBLE_ROLES_PATH": str(CHECKOUT / "playbooks/roles"),
+                "ANSIBLE_COLLECTIONS_PATH": str(CHECKOUT / "playbooks/collections"),
                 "ANSIBLE_PIPELINING": "1",
                 "ANSIBLE_SSH_ARGS": f"-F none -o UserKnownHostsFile={self.lab.known_hosts}"
                 " -o GlobalKnownHostsFile=/dev/null -o ControlMaster=auto -o ControlPersist=30s",

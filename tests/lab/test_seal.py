@@ -76,6 +76,7 @@ class Stage:
         kept = "-o ControlMaster=auto -o ControlPersist=60s"
         environment = {
             "ANSIBLE_ROLES_PATH": str(CHECKOUT / "playbooks" / "roles"),
+            "ANSIBLE_COLLECTIONS_PATH": str(CHECKOUT / "playbooks" / "collections"),
             "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.default",
             "ANSIBLE_SSH_ARGS": f"-F none {ssh} {alive} {kept}",
             "ANSIBLE_PIPELINING": "true",

@@ -35,14 +35,15 @@ def _error(result: str, message: str) -> ApplianceError:
 def test_a_run_is_summed_up_by_host() -> None:
     steps = [
         happened(_event("ok", role="base", res={"changed": True})),
-        happened(_event("ok", role="base", res={"changed": False})),
+        happened(_event("ok", role="base", res={"changed": False, "paths": []})),
+        happened(_event("ok", role="time", res={"changed": True, "paths": ["/a", "/b\x1b[1m"]})),
         happened(_event("skipped", res={})),
         happened(_event("failed", res={"msg": "no"}, ignore_errors=True)),
         happened({"event": "playbook_on_start", "event_data": {}}),
     ]
     tally = read(step for step in steps if step is not None).hosts["n1"]
-    assert (tally.ok, tally.changed, tally.skipped, tally.failed) == (3, 1, 1, 0)
-    assert tally.changes == ("base: Do",)
+    assert (tally.ok, tally.changed, tally.skipped, tally.failed) == (4, 3, 1, 0)
+    assert tally.changes == ("base: Do", "time: /a", "time: /b")
 
 
 @pytest.mark.parametrize(
