@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from appliance.layout import Home, SitePlace
 from appliance.manifests.site import Site
-from appliance.provision import driver
+from appliance.provision import driver, playbooks
 from appliance.provision.ssh import Remote, connections
 from tests.lab.lab import Lab, unfit
 from tests.lab.lab_site import site_of
@@ -54,8 +54,16 @@ TASKS: tuple[Mapping[str, Any], ...] = (
     {"ansible.builtin.systemd_service": {"name": "ssh", "state": "started", "enabled": True}},
     {"ansible.builtin.assert": {"that": ["inventory_hostname is defined"]}},
 )
-MODULES = ("command", "stat", "copy of a text", "copy of a folder of 5", "template", "assert")
-_OF_MODULE = dict(zip(MODULES, (5, 4, 1, 2, 3, 9), strict=True))
+_OUR_FILES = [{"path": f"/srv/bench/ours/f{n}", "content": f"{n}\n" * 50} for n in range(5)]
+MODULES: Mapping[str, Mapping[str, Any]] = {
+    "command": TASKS[5],
+    "stat": TASKS[4],
+    "copy of a text": TASKS[1],
+    "copy of a folder of 5": TASKS[2],
+    "sovctl.host.files, of 5": {"sovctl.host.files": {"files": _OUR_FILES}},
+    "template": TASKS[3],
+    "assert": TASKS[9],
+}
 _REPEATS = 5
 _APART = ("-o", "ControlMaster=no", "-o", "ControlPath=none")  # ssh takes an option's first value
 _FACTS: Mapping[str, Mapping[str, Any]] = {
@@ -119,7 +127,7 @@ class Stand:
         content = {"hosts": used, "tasks": list(play.tasks), **_FACTS[play.facts]}
         book.write_text(yaml.safe_dump([content], sort_keys=False))
         remotes = {name: self._remotes[name] for name in used}
-        settings = driver.settings(self._folder, self._folder, remotes) | dict(play.changed)
+        settings = driver.settings(self._folder, playbooks.folder(), remotes) | dict(play.changed)
         if not play.shared:
             settings["ANSIBLE_SSH_ARGS"] = f"{shlex.join(_APART)} {settings['ANSIBLE_SSH_ARGS']}"
         inventory = str(self._folder / "hosts.yml")
@@ -217,8 +225,8 @@ def modules(stand: Stand, rounds: int) -> None:
     contestants: dict[str, Callable[[], Cost]] = {
         "none": _bound(stand, Play(tasks=(), facts="none"))
     }
-    for name in MODULES:
-        repeated = (TASKS[_OF_MODULE[name]],) * _REPEATS
+    for name, task in MODULES.items():
+        repeated = (task,) * _REPEATS
         contestants[name] = _bound(stand, Play(tasks=repeated, facts="none"))
     stand.ansible(Play())
     found = _medians(contestants, rounds)
