@@ -13,6 +13,7 @@ it (:mod:`~appliance.provision.host_facts`); what they mean is decided here
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -269,8 +270,8 @@ def _same_storage(
         )
     except ApplianceError as error:
         return [_storage(first, error.sentences()[1])]
-    name = made.stdout.decode(errors="replace").strip()
-    if made.status != 0 or not name.startswith(path):
+    name = _file_in(path, made.stdout)
+    if made.status != 0 or name is None:
         text = _("root cannot write to {path}: {reason}")
         return [_storage(first, text.format(path=path, reason=made.complaint))]
 
@@ -286,9 +287,34 @@ def _same_storage(
         return HostFinding(host.name, "storage", "pass", text)
 
     try:
-        return list(threads.map(look, others))
+        findings = list(threads.map(look, others))
     finally:
-        remotes[first.name].run(["rm", "-f", "--", name], timeout_s=_COMMAND_S, sudo=True)
+        left = _remove(first, remotes[first.name], name)
+    return findings + left
+
+
+def _file_in(path: str, printed: bytes) -> str | None:
+    """The file that mktemp named last, if it is ours and directly in ``path``: it is removed."""
+    lines = printed.decode(errors="replace").split("\n")
+    name = next((line for line in reversed(lines) if line), "")
+    ours = re.fullmatch(re.escape(path.rstrip("/")) + r"/\.sovctl-check-[A-Za-z0-9]+", name)
+    return name if ours else None
+
+
+def _remove(host: Host, way: Way, name: str) -> list[HostFinding]:
+    """Remove the file; what is found if that cannot be done."""
+    try:
+        done = way.run(["rm", "-f", "--", name], timeout_s=_COMMAND_S, sudo=True)
+        if done.status == 0:
+            return []
+        reason = done.complaint
+    except ApplianceError as error:
+        reason = error.sentences()[1]
+    text = _("the empty file {name} could not be removed: {reason}")
+    remedy = _("Remove it: 'rm {name}'.").format(name=name)
+    return [
+        HostFinding(host.name, "storage", "warn", text.format(name=name, reason=reason), remedy)
+    ]
 
 
 def _mounted(site: Site, host: Host, known: Mapping[str, HostFacts]) -> bool:
