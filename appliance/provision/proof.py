@@ -33,6 +33,7 @@ _SECONDS = 30.0  # half a second on an idle host
 _AT_ONCE = 32
 _COUNTERS = ("refused_tcp", "refused_udp", "refused_dns", "refused_icmp")
 _SHOWN = 300
+_NO_REPORT = (ValueError, RecursionError, TypeError, KeyError, AttributeError)
 
 
 class Answered(Protocol):
@@ -108,7 +109,7 @@ def results_of(answer: bytes, *, attempts: bool = True) -> tuple[ProbeResult, ..
         report = json.loads(answer)
         made = results_from_json(report["attempts"])
         return (*_state(report), *(_counted(report) if attempts else ()), *made)
-    except (ValueError, TypeError, KeyError) as error:
+    except _NO_REPORT as error:
         detail = f"{type(error).__name__}: {error}"[:_SHOWN]
         return (ProbeResult("report", "host_probe", "unclear", detail),)
 
@@ -161,5 +162,5 @@ def gateway_places(answer: Mapping[str, Any]) -> dict[str, tuple[ProbeResult, ..
     """The places of a verdict that the gateway gave. What is not one is unclear. Pure."""
     try:
         return {str(p["name"]): results_from_json(p["results"]) for p in answer["places"]}
-    except (ValueError, TypeError, KeyError) as error:
+    except _NO_REPORT as error:
         return {"gateway": (ProbeResult("seal", "gateway", "unclear", str(error)[:_SHOWN]),)}
