@@ -74,9 +74,12 @@ def system(on: Subject) -> Iterator[HostFinding]:
 
 
 def kernel(on: Subject) -> Iterator[HostFinding]:
+    """It is new enough for what the firewall and the units use of it."""
     version = on.facts.system.kernel or ""
     if not version_of(version):
-        yield on.untold(_("the kernel's version is not known"), _("Run 'uname -r' on it."))
+        yield on.untold(
+            _("the kernel's version is not known"), _("Run 'uname -r' on it."), "system"
+        )
     elif version_of(version) < LEAST_KERNEL:
         text = _("Linux {version} is too old").format(version=version)
         least = ".".join(map(str, LEAST_KERNEL))
@@ -86,6 +89,7 @@ def kernel(on: Subject) -> Iterator[HostFinding]:
 
 
 def systemd(on: Subject) -> Iterator[HostFinding]:
+    """It is process 1, new enough, and no unit has failed."""
     found = on.facts.systemd
     if found.first != "systemd":
         text = _("process 1 is {name}, not systemd").format(name=found.first or _("unknown"))
@@ -110,7 +114,8 @@ def cpu(on: Subject) -> Iterator[HostFinding]:
     text = _("{cores} cores, {model}").format(cores=found.cores or "?", model=found.model or "?")
     if on.facts.system.machine == "x86_64":
         if found.flags is None:
-            yield on.untold(_("the processor's flags are not known"), _("Read /proc/cpuinfo."))
+            text, remedy = _("the processor's flags are not known"), _("Read /proc/cpuinfo.")
+            yield on.untold(text, remedy, "cpu")
             return
         missing = sorted((X86_64_V2 | {"avx2"}) - found.flags)
         if missing and (on.needs.ray or not found.flags >= X86_64_V2):
@@ -125,9 +130,10 @@ def cpu(on: Subject) -> Iterator[HostFinding]:
 
 
 def memory(on: Subject) -> Iterator[HostFinding]:
+    """Enough for the host's roles, within its control group's limit; and none of it on a disk."""
     total, limit = on.facts.memory.total, on.facts.memory.limit
     if total is None:
-        yield on.untold(_("its memory is not known"), _("Read /proc/meminfo on it."))
+        yield on.untold(_("its memory is not known"), _("Read /proc/meminfo on it."), "memory")
         return
     usable = min(total, limit) if limit else total
     text = _("{size:.1f} GiB of memory").format(size=usable / GIB)
@@ -237,9 +243,8 @@ def software(on: Subject) -> Iterator[HostFinding]:
             _("They stay and both must let a packet pass; look: 'nft list ruleset'."),
         )
     if on.facts.services is None:
-        yield on.untold(
-            _("its services are not known"), _("Run 'systemctl list-units' on it and look.")
-        )
+        remedy = _("Run 'systemctl list-units' on it and look.")
+        yield on.untold(_("its services are not known"), remedy, "services")
     elif quiet:
         yield on.passed(_("nothing that conflicts"))
 

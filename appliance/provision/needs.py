@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv6Address
 from typing import Literal
 
 from appliance.i18n import N_
@@ -34,7 +34,6 @@ from appliance.manifests.site import (
 )
 
 Address = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
 
 PACKAGES_FACTOR = 5
 """Bytes on disk for each byte of a .deb, by their own Installed-Size: 4.1 over all packages of
@@ -81,7 +80,7 @@ class PortNeed:
     """Ports that a program of ours will listen on.
 
     ``address`` None: on all of the host's. ``units`` are the systemd services that may have it
-    already, because they are ours or will be. ``firm``: one port, not one of many to choose from.
+    already, because they are ours or will be.
     """
 
     protocol: Literal["tcp", "udp"]
@@ -92,6 +91,7 @@ class PortNeed:
 
     @property
     def firm(self) -> bool:
+        """Whether it must have just these ports."""
         return len(self.ports) < 10
 
 
@@ -171,7 +171,7 @@ def _ports(site: Site, host: Host) -> Iterator[PortNeed]:
         for name in site.gateway.networks:
             yield _port(site.gateway.port, N_("the gateway"), _GATEWAY, host.address_in(name))
     if Role.MONITORING in host.roles:
-        yield _port(9090, N_("Prometheus"), _PROMETHEUS, _LOOPBACK)
+        yield _port(site_ports.PROMETHEUS, N_("Prometheus"), _PROMETHEUS, _LOOPBACK)
     yield _port(site_ports.NODE_EXPORTER, N_("the node exporter"), _EXPORTER)
     yield PortNeed(
         "udp", range(site_ports.TIME, site_ports.TIME + 1), N_("the time service"), _CHRONY

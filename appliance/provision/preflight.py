@@ -29,7 +29,8 @@ from appliance.progress import Progress, Silent, Task
 from appliance.provision import host_facts
 from appliance.provision.checks import CHECKS, judge
 from appliance.provision.checks_between import between
-from appliance.provision.facts import Address, FactsUnreadable, HostFacts, read_facts
+from appliance.provision.facts import Address, HostFacts
+from appliance.provision.facts_reader import FactsUnreadable, read_facts
 from appliance.provision.finding import LEVELS, HostFinding
 from appliance.provision.needs import BundleNeeds, asked_of, host_needs
 from appliance.provision.subject import Meeting, Subject
