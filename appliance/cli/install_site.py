@@ -203,7 +203,7 @@ def _count(changes: Sequence[str]) -> str:
 
 
 def _outcome_json(site: Site, installation: SiteInstallation) -> dict[str, Any]:
-    from appliance.install.site import Endpoint
+    from appliance.install.site_endpoint import Endpoint
 
     endpoint = Endpoint.read(SitePlace(Home.from_environment(), site.name))
     assert endpoint is not None  # carried out whole

@@ -61,8 +61,7 @@ class Place:
     @property
     def gcs(self) -> str:
         """``host:port`` of Ray's control store: what a driver or a worker joins."""
-        host = f"[{self.head}]" if ":" in self.head else self.head
-        return f"{host}:{ports.GCS}"
+        return ports.at(self.head, ports.GCS)
 
     @property
     def dashboard(self) -> str:
