@@ -63,11 +63,6 @@ class Place:
         """``host:port`` of Ray's control store: what a driver or a worker joins."""
         return ports.at(self.head, ports.GCS)
 
-    @property
-    def dashboard(self) -> str:
-        """The dashboard's URL, for processes on the head."""
-        return ports.DASHBOARD_URL
-
 
 def ray_token(home: Home) -> Path:
     """The token every Ray client and daemon presents."""

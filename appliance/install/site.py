@@ -21,7 +21,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 from appliance.bundle.load import RESERVE
 from appliance.cluster.ports import at
@@ -45,6 +45,7 @@ from appliance.install.site_plan import SiteFacts, SitePhase, make_site_plan
 from appliance.manifests.site import Site
 from appliance.provision import driver, host_lock, proof
 from appliance.provision.delivery import Sent, Shipment, deliver
+from appliance.provision.finding import HostFinding
 from appliance.provision.host_keys import Ask, Trusted, establish
 from appliance.provision.host_lock import Claim
 from appliance.provision.inventory import Deployment, inventory
@@ -64,22 +65,7 @@ _HEALTH_S = 300.0  # a first start compiles and loads models
 _HEALTH_PAUSE_S = 1.0
 
 
-class Finding(Protocol):
-    """One check of one host."""
-
-    @property
-    def host(self) -> str: ...
-    @property
-    def check(self) -> str: ...
-    @property
-    def level(self) -> str: ...
-    @property
-    def text(self) -> str: ...
-    @property
-    def remedy(self) -> str: ...
-
-
-Examine = Callable[["Mapping[str, Remote]", "Progress"], Sequence[Finding]]
+Examine = Callable[["Mapping[str, Remote]", "Progress"], Sequence[HostFinding]]
 """Looks at every host and changes nothing (:mod:`appliance.provision.preflight`)."""
 
 
@@ -182,7 +168,7 @@ class SiteInstallation:
         found, _failed = try_each(self._remotes, lambda remote: remote.run(["test", "-e", path]))
         return len(self._remotes) - sum(done.status == 0 for done in found.values())
 
-    def findings(self, progress: Progress) -> Sequence[Finding]:
+    def findings(self, progress: Progress) -> Sequence[HostFinding]:
         """Whether the hosts are fit for it."""
         return self._examine(self._remotes, progress)
 
@@ -342,7 +328,7 @@ def _never_back(_release: str, _progress: Progress) -> None:
     """A site has no release to go back to: replacing one comes with upgrades."""
 
 
-def not_ready(site: str, findings: Sequence[Finding]) -> HostsNotReady | None:
+def not_ready(site: str, findings: Sequence[HostFinding]) -> HostsNotReady | None:
     """The error for what failed on which host. Pure."""
     failed = [finding for finding in findings if finding.level == "fail"]
     if not failed:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from appliance.errors import HostKeyChanged, HostKeyUnknown, HostUnreachable
 from appliance.i18n import _
+from appliance.provision.several import AT_ONCE
 from appliance.provision.ssh import CONNECT_S
 from appliance.store.blobs import sync_folder
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from appliance.manifests.site import Host, Site
 
 _TYPES = "ed25519,ecdsa,rsa"
-_AT_ONCE = 32
 _SCAN_S = (
     CONNECT_S * 6.0
 )  # a host that sends a byte now and then keeps ssh-keyscan waiting for ever
@@ -174,7 +174,7 @@ def establish(
 
 def scan(site: Site, hosts: Sequence[Host]) -> list[tuple[HostKey, ...]]:
     """What each host offers, asked in parallel. Raises :class:`HostUnreachable`."""
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         return list(pool.map(lambda host: _scan_one(site, host), hosts))
 
 

@@ -42,8 +42,6 @@ Debian 12, 5.1 for Prometheus, the largest of those that a site without GPUs nee
 WRITE_BYTES = 32 << 20
 """Written to measure a disk: enough to tell a disk from a USB stick, gone in a second."""
 
-RAY = frozenset({Role.RAY_HEAD, Role.RAY_WORKER})
-
 _CUDA_WHEEL = re.compile(r"nvidia_cuda_runtime(?:_cu\d+)?-(\d+)\.(\d+)[.\d]*-")
 _CUDA_TORCH = re.compile(r"torch-[^-]*(?:\+|%2B)cu(\d{2})(\d)-")
 _DRIVER_PACKAGE = re.compile(
@@ -139,9 +137,8 @@ def version_of(text: str) -> tuple[int, ...]:
 def host_needs(site: Site, host: Host, bundle: BundleNeeds | None) -> HostNeeds:
     """What ``host`` must have for its roles."""
     storage = site.storage
-    uses = bool(host.roles & {*RAY, Role.GATEWAY})
-    shared = storage.path if uses and isinstance(storage, MountedStorage) else None
-    return HostNeeds(bundle, tuple(_ports(site, host)), shared, bool(host.roles & RAY))
+    shared = storage.path if host.uses_storage and isinstance(storage, MountedStorage) else None
+    return HostNeeds(bundle, tuple(_ports(site, host)), shared, host.runs_ray)
 
 
 _RAY_UNITS = frozenset({"sovctl-ray.service", "sovctl-serve.service"})
@@ -161,7 +158,7 @@ def _ports(site: Site, host: Host) -> Iterator[PortNeed]:
         yield _port(site_ports.SERVE, N_("Serve's proxy"), _RAY_UNITS, _LOOPBACK)
         yield _port(site_ports.RELAY_DASHBOARD, N_("the relay"), _RELAY, cluster)
         yield _port(site_ports.RELAY_SERVE, N_("the relay"), _RELAY, cluster)
-    if host.roles & RAY:
+    if host.runs_ray:
         daemons = range(site_ports.NODE_MANAGER, site_ports.METRICS_EXPORT + 1)
         yield PortNeed("tcp", daemons, N_("Ray's daemons"), _RAY_UNITS)
         yield PortNeed("tcp", site_ports.WORKERS, N_("Ray's workers"), _RAY_UNITS)
@@ -203,7 +200,7 @@ def peers_of(site: Site, host: Host) -> tuple[Host, ...]:
     """The other hosts that it must reach over the cluster network: its Ray cluster's, and what the
     gateway stands in front of."""
     if Role.GATEWAY in host.roles:
-        others = [other for other in site.hosts if other.roles & RAY]
+        others = [other for other in site.hosts if other.runs_ray]
     else:
         others = [other for other in site.hosts if other.domain and other.domain == host.domain]
     return tuple(other for other in others if other != host)

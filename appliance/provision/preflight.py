@@ -15,12 +15,11 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Protocol
 
 from appliance.errors import ApplianceError, SudoRefused
 from appliance.i18n import _
@@ -33,36 +32,13 @@ from appliance.provision.facts import Address, HostFacts
 from appliance.provision.facts_reader import FactsUnreadable, read_facts
 from appliance.provision.finding import LEVELS, HostFinding
 from appliance.provision.needs import BundleNeeds, asked_of, host_needs
+from appliance.provision.several import AT_ONCE
 from appliance.provision.subject import Meeting, Subject
+from appliance.provision.way import Way
 
-_AT_ONCE = 32  # hosts; each costs the controller an ssh process
 _PROBE_S = 40  # the probe ends itself after 8; a busy host starts Python slowly
 _COMMAND_S = 20
 _CLOCK_ROUNDS = 3
-
-
-class Answer(Protocol):
-    """What a command on a host came to; :class:`~appliance.provision.ssh.Completed`."""
-
-    @property
-    def status(self) -> int: ...
-    @property
-    def stdout(self) -> bytes: ...
-    @property
-    def complaint(self) -> str: ...
-
-
-class Way(Protocol):
-    """A way to run commands on a host; :class:`~appliance.provision.ssh.Remote` is one."""
-
-    def run(
-        self,
-        argv: Sequence[str],
-        *,
-        stdin: bytes = b"",
-        timeout_s: float = 60,
-        sudo: bool = False,
-    ) -> Answer: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +106,7 @@ def examine(
     progress = progress or Silent()
     with (
         progress.task(_("Examining the hosts"), len(site.hosts), "items") as task,
-        ThreadPoolExecutor(min(_AT_ONCE, len(site.hosts))) as threads,
+        ThreadPoolExecutor(min(AT_ONCE, len(site.hosts))) as threads,
     ):
         seen = list(
             threads.map(lambda host: _see(site, host, remotes[host.name], task), site.hosts)

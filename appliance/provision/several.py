@@ -17,7 +17,8 @@ from appliance.provision.ssh import Remote
 
 T = TypeVar("T")
 
-_AT_ONCE = 32
+AT_ONCE = 32
+"""Hosts that are talked to at the same time; each costs the controller an ssh process."""
 
 
 def on_each(remotes: Mapping[str, Remote], act: Callable[[Remote], T]) -> dict[str, T]:
@@ -34,7 +35,7 @@ def try_each(
     """As :func:`on_each`, but return what failed beside what did not."""
     results: dict[str, T] = {}
     failures: dict[str, ApplianceError] = {}
-    pool = ThreadPoolExecutor(_AT_ONCE)
+    pool = ThreadPoolExecutor(AT_ONCE)
     try:
         begun = {name: pool.submit(act, remote) for name, remote in remotes.items()}
         for name, future in begun.items():

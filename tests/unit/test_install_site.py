@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from appliance.install.site import doubts, keep_site_file, not_ready
 from appliance.install.site_endpoint import Endpoint
 from appliance.install.site_plan import SiteFacts, SitePhase, make_site_plan
 from appliance.layout import Home, SitePlace
+from appliance.provision.finding import HostFinding
 from appliance.trust import site_ca
 
 FACTS = SiteFacts(
@@ -61,20 +62,14 @@ def test_a_resumed_plan_has_the_same_name() -> None:
     assert make_site_plan(FACTS).id != make_site_plan(replace(FACTS, site="other")).id
 
 
-@dataclass(frozen=True)
-class _Finding:
-    host: str
-    check: str
-    level: str
-    text: str
-    remedy: str = ""
-
-
 def test_every_failed_check_of_every_host_is_said() -> None:
-    assert not_ready("clinic", [_Finding("n1", "disk", "warn", "slow")]) is None
+    assert not_ready("clinic", [HostFinding("n1", "disk", "warn", "slow")]) is None
     error = not_ready(
         "clinic",
-        [_Finding("n1", "disk", "fail", "full.", "make room"), _Finding("n2", "os", "fail", "old")],
+        [
+            HostFinding("n1", "disk", "fail", "full.", "make room"),
+            HostFinding("n2", "os", "fail", "old"),
+        ],
     )
     assert error is not None
     what, why, fix = error.sentences()
