@@ -94,7 +94,7 @@ def host_keys(console: Console, site_file: Path, accept: tuple[str, ...]) -> Non
 def break_lock(console: Console, site_file: Path, hosts: tuple[str, ...], *, yes: bool) -> None:
     """Take the lock of HOSTs (or all) away from an operator whose run was killed elsewhere.
 
-    If that run still goes on, it fails at its next step; make sure that it is dead.
+    A run that still goes on fails at its next delivery and not before; make sure that it is dead.
     """
     from appliance.install import lock
     from appliance.install.home import claim

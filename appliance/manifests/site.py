@@ -9,9 +9,9 @@ a real site (ANSSI, guide on generative AI, R12 and R21); a small site may have 
 domain, which :mod:`appliance.manifests.site_advice` notes. A host belongs to one domain, except a
 ``gateway`` host, which stands in front of all. A domain has exactly one ``ray_head``.
 
-Here is what a site consists of, and what is asked of it. What it must keep to be installed at all is
-in :mod:`appliance.manifests.site_rules`; a broken rule names the field to change. What is allowed
-and yet unwise is advice, not an error.
+Here is what a site consists of, and what is asked of it. What it must keep to be installed at all
+is in :mod:`appliance.manifests.site_rules`; a broken rule names the field to change. What is
+allowed and yet unwise is advice, not an error.
 
 Addresses are literal: names would need a resolver, and a sealed site has none that is trusted.
 """
@@ -99,7 +99,7 @@ class SiteNetwork(_Part):
     cidr: Network = Field(description="Write the network itself, such as 10.0.0.0/24.")
     mtu: int = Field(
         default=1500, ge=576, le=9216,
-        description="Checked on every host and with a full-size packet between them.",
+        description="Checked on every host, and against what two hosts agree on over TCP.",
     )  # fmt: skip
 
     @model_validator(mode="after")

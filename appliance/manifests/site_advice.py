@@ -4,8 +4,8 @@
         print(advice.subject, advice.what, advice.why, advice.fix)
 
 What a site must keep is in :mod:`appliance.manifests.site_rules`, and breaking it is an error. Here
-is what an operator may well have decided on purpose; it is said once, by ``sovctl site check`` and
-``sovctl plan``, and goes into the evidence, so that an auditor sees that it was known.
+is what an operator may well have decided on purpose; ``sovctl site check`` says it, for people and
+with ``--json`` for the evidence, so that an auditor sees that it was known.
 
 :data:`REMARKS` is all that may be said, in its order: for each the reason and the remedy, and what
 looks for it, which yields a subject and a sentence each time.

@@ -186,8 +186,12 @@ def python(on: Subject) -> Iterator[HostFinding]:
     if bundle is None or (not on.needs.ray and Role.GATEWAY not in on.host.roles):
         yield on.passed(f"Python {shown}")
         return
+    if found is None:
+        remedy = _("Run 'ls /usr/bin/python3*' on it.")
+        yield on.untold(_("its Pythons are not known"), remedy, "python")
+        return
     offered = sorted({each.platform.python for each in bundle.environments}, key=version_of)
-    if found is not None and found.isdisjoint(offered):
+    if found.isdisjoint(offered):
         text = _("the bundle's wheels are for Python {offered}; here is {found}").format(
             offered=", ".join(offered), found=shown
         )
@@ -259,7 +263,10 @@ def _is_foreign_ray(on: Subject, process: Process) -> bool:
 def security_modules(on: Subject) -> Iterator[HostFinding]:
     """SELinux has no policy for our services; AppArmor's profiles leave them alone."""
     found = on.facts.security
-    if found.selinux == "enforcing":
+    if "security" in on.facts.unknown:
+        remedy = _("Run 'getenforce' and 'aa-status' on it.")
+        yield on.untold(_("its security modules are not known"), remedy, "security")
+    elif found.selinux == "enforcing":
         yield on.failed(
             _("SELinux is enforcing, and there is no policy for the appliance's services"),
             _("Set SELINUX=permissive in /etc/selinux/config and run 'setenforce 0'."),
@@ -275,7 +282,10 @@ def security_modules(on: Subject) -> Iterator[HostFinding]:
 def installed(on: Subject) -> Iterator[HostFinding]:
     """What is in the site's folder already must be this site's and this host's."""
     found = on.facts.installed
-    if found is None or (found.site is None and found.current is None and not found.releases):
+    if "installed" in on.facts.unknown:
+        remedy = _("Run 'ls {folder}' on it.").format(folder=on.site.folder)
+        yield on.untold(_("what is installed there is not known"), remedy, "installed")
+    elif found is None or (found.site is None and found.current is None and not found.releases):
         yield on.passed(_("nothing is installed yet"))
     elif found.site is not None and found.site != on.site.name:
         yield on.failed(
