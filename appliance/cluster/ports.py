@@ -12,7 +12,6 @@ GCS: Final = 6379
 DASHBOARD: Final = 8265
 SERVE: Final = 8000  # Serve's proxy
 REPLICAS: Final = range(8100, 8200)  # one of them is where the model server listens
-PROBE_CONTROL: Final = 9099
 
 RAY_ADDRESS: Final = f"{HOST}:{GCS}"
 DASHBOARD_URL: Final = f"http://{HOST}:{DASHBOARD}"
