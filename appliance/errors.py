@@ -914,6 +914,22 @@ class SiteAmbiguous(ApplianceError):
     fix = N_("Add '--site NAME', or set SOVCTL_SITE.")
 
 
+class SiteNotInstalled(ApplianceError):
+    code = "site-not-installed"
+    exit_code = ExitCode.NOT_FOUND
+    what = N_("Site {site} is not installed from here.")
+    why = N_("There is no {path}.")
+    fix = N_("Run 'sovctl install BUNDLE --site SITE_FILE', or correct the name given with --site.")
+
+
+class SiteEndpointDamaged(ApplianceError):
+    code = "site-endpoint-damaged"
+    exit_code = ExitCode.FAILED
+    what = N_("Where site {site} answers, and what it runs, cannot be read.")
+    why = N_("{path} is damaged.")
+    fix = N_("Move it away, then run 'sovctl install' with the bundle that the site runs.")
+
+
 class HostsNotReady(ApplianceError):
     code = "hosts-not-ready"
     exit_code = ExitCode.PRECONDITION

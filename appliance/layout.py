@@ -213,5 +213,5 @@ class SitePlace:
 
     @property
     def endpoint(self) -> Path:
-        """``{"url", "ca", "operator_key"}`` of the site's gateway, once it is installed."""
+        """Where the site's gateway answers and what it runs, once it is installed."""
         return self.root / "endpoint.json"

@@ -56,8 +56,6 @@ from appliance.manifests.transport import DeltaStatement, EncryptionStatement, P
 from appliance.trust import statement as dsse
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from appliance.trust.verifier import Verified
 
 
@@ -96,12 +94,7 @@ class BundleReader:
     def __enter__(self) -> BundleReader:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ import click
 
 from appliance.cli.console import Console
 from appliance.cli.options import with_console
+from appliance.cli.site_option import chosen_site, named_site, with_site
 from appliance.errors import ExitCode, SealUnknown
 from appliance.i18n import _
 from appliance.layout import Home
@@ -27,15 +28,16 @@ def egress() -> None:
 
 
 @egress.command()
-@click.option("--site", help=_("The hosts of a site: its name, or its site.yaml."))
+@with_site
 @with_console
-def status(console: Console, site: str | None) -> int:
+def status(console: Console) -> int:
     """Look at the running seal, as recorded and as the kernel shows it now.
 
-    With --site: at the firewall of every host. Sends nothing. Exit status 8 if it is not closed.
+    On a site: at the firewall of every host. Sends nothing. Exit status 8 if it is not closed.
     """
-    if site is not None:
-        return _site_verdict(console, site, attempts=False)
+    named = _named()
+    if named is not None:
+        return _site_verdict(console, named, attempts=False)
 
     from appliance.cluster import lifecycle
     from appliance.cluster.files import read_object
@@ -84,16 +86,17 @@ def _describe(seen: Observation, recorded: dict[str, Any], *, closed: bool) -> s
 
 
 @egress.command()
-@click.option("--site", help=_("The hosts of a site: its name, or its site.yaml."))
+@with_site
 @with_console
-def prove(console: Console, site: str | None) -> int:
+def prove(console: Console) -> int:
     """Try to get out, from every place where code of the appliance runs.
 
-    With --site: from every host as root and as the appliance's user, too. Probes go to
+    On a site: from every host as root and as the appliance's user, too. Probes go to
     documentation addresses only. Exit status 8 unless the verdict is closed.
     """
-    if site is not None:
-        return _site_verdict(console, site, attempts=True)
+    named = _named()
+    if named is not None:
+        return _site_verdict(console, named, attempts=True)
 
     from appliance.cli.gateway_client import GatewayClient
 
@@ -103,6 +106,17 @@ def prove(console: Console, site: str | None) -> int:
         verdict = gateway.post("/admin/v1/egress/prove", {})
     console.result(verdict, _table(verdict))
     return int(ExitCode.OK if verdict.get("answer") == "closed" else ExitCode.VERDICT)
+
+
+def _named() -> str | None:
+    """The site that is meant, by name or file, as with every other command; None for this machine.
+
+    A proof of its gateway alone would leave out every host's firewall.
+    """
+    if (named := named_site()) is not None:
+        return named
+    place = chosen_site(Home.from_environment())
+    return None if place is None else place.name
 
 
 def _site_verdict(console: Console, name_or_file: str, *, attempts: bool) -> int:
@@ -154,13 +168,13 @@ def _state(value: dict[str, Any]) -> str:
 
 def _gateway_places(place: SitePlace) -> dict[str, tuple[ProbeResult, ...]]:
     """What the site's gateway finds in its Ray cluster; unclear where it cannot be asked."""
-    from appliance.cli.site_option import site_gateway
+    from appliance.cli.gateway_client import GatewayClient
     from appliance.egress.probe import ProbeResult
     from appliance.errors import ApplianceError
     from appliance.provision.proof import gateway_places
 
     try:
-        with site_gateway(place) as gateway:
+        with GatewayClient.from_site(place) as gateway:
             return gateway_places(gateway.post("/admin/v1/egress/prove", {}))
     except ApplianceError as error:
         return {"gateway": (ProbeResult("seal", "gateway", "unclear", str(error)),)}

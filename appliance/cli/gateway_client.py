@@ -20,16 +20,21 @@ import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import httpx
 
-from appliance.errors import ApplianceError, GatewayAnswerUnclear, NotInstalled, NotRunning
+from appliance.errors import (
+    ApplianceError,
+    GatewayAnswerUnclear,
+    NotInstalled,
+    NotRunning,
+    SiteNotInstalled,
+)
 from appliance.i18n import _
 from appliance.layout import Home, SitePlace
 
-TIMEOUT = httpx.Timeout(120.0, connect=5.0)
+_TIMEOUT = httpx.Timeout(120.0, connect=5.0)
 # A stream may be silent for as long as a model thinks or a tuning step takes.
 _STREAM_TIMEOUT = httpx.Timeout(None, connect=5.0)
 
@@ -72,30 +77,27 @@ class GatewayClient:
     def from_site(cls, place: SitePlace) -> Self:
         """Connect to the gateway of an installed site.
 
-        Raises :class:`NotInstalled` for one that is not, :class:`NotRunning` if what is kept of it
-        cannot be read.
+        Raises :class:`SiteNotInstalled` for one that is not, :class:`SiteEndpointDamaged` if what
+        is kept of it cannot be read, :class:`NotRunning` if its CA or the operator's key cannot.
         """
-        if not place.endpoint.is_file():
-            raise NotInstalled(home=place.root)
+        from appliance.install.site_endpoint import Endpoint
+
+        endpoint = Endpoint.read(place)
+        if endpoint is None:
+            raise SiteNotInstalled(site=place.name, path=place.endpoint)
         try:
-            endpoint = json.loads(place.endpoint.read_bytes())
-            trusted = ssl.create_default_context(cafile=endpoint["ca"])
-            key = Path(endpoint["operator_key"]).read_text(encoding="ascii").strip()
-            url = str(endpoint["url"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = _("{path} is damaged.").format(path=place.endpoint)
+            trusted = ssl.create_default_context(cafile=endpoint.ca)
+            key = endpoint.operator_key.read_text(encoding="ascii").strip()
+        except (OSError, ValueError) as error:
+            reason = _("{ca} or {key} is missing or damaged.")
+            reason = reason.format(ca=endpoint.ca, key=endpoint.operator_key)
             raise NotRunning(home=place.root, reason=reason) from error
-        return cls(Home(place.root), _client(url, key, trusted))
+        return cls(Home(place.root), _client(endpoint.url, key, trusted))
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._client.close()
 
     def get(self, path: str) -> dict[str, Any]:
@@ -158,7 +160,7 @@ def _client(url: str, key: str, trusted: ssl.SSLContext) -> httpx.Client:
         base_url=url,
         headers={"Authorization": f"Bearer {key}"},
         verify=trusted,
-        timeout=TIMEOUT,
+        timeout=_TIMEOUT,
         trust_env=False,
     )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from appliance.cli.console import Console
 from appliance.cli.site_hosts import confirm_key
-from appliance.errors import ApplianceError, HostUnreachable
+from appliance.errors import ApplianceError, ExitCode, HostUnreachable
 from appliance.i18n import _
 from appliance.layout import Home, SitePlace
 
@@ -42,6 +42,8 @@ class Wanted:
 
 def plan_site(console: Console, wanted: Wanted) -> int:
     """Say what installing would do on every host; change nothing there. 4 if one is unfit."""
+    from appliance.cli.install import plan_json
+
     try:
         with _opened(console, wanted, "sovctl plan") as (site, installation, preflight):
             report = preflight.look(console)
@@ -58,9 +60,9 @@ def plan_site(console: Console, wanted: Wanted) -> int:
         "check_mode_error": trouble.as_json() if trouble else None,
     }
     tables = preflight.tables(report, foretold)
-    parts = [plan_text(site, decided), tables, _trouble_text(trouble)]
+    parts = [_plan_text(site, decided), tables, _trouble_text(trouble)]
     console.result(value, "\n\n".join(part for part in parts if part))
-    return 4 if report.failed else 0
+    return int(ExitCode.PRECONDITION if report.failed else ExitCode.OK)
 
 
 def _without_plan(console: Console, wanted: Wanted, error: HostUnreachable) -> int:
@@ -76,47 +78,46 @@ def _without_plan(console: Console, wanted: Wanted, error: HostUnreachable) -> i
     value = {"site": site.name, "preflight": report.as_json(), "error": error.as_json()}
     text = _("There is no plan yet: {what}").format(what=error.sentences()[0])
     console.result(value, f"{findings_table(report)}\n\n{text}")
-    return 4
+    return int(ExitCode.PRECONDITION)
 
 
 def install_site(console: Console, wanted: Wanted) -> None:
     """Install, from wherever an earlier run stopped."""
     with _opened(console, wanted, "sovctl install") as (site, installation, _preflight):
         decided = installation.plan()
-        console.say(plan_text(site, decided))
+        console.say(_plan_text(site, decided))
         installation.carry_out(decided, console)
         value = _outcome_json(site, installation)
     console.result(value, _outcome_text(value))
 
 
 class _Preflight:
-    """Looks at the hosts once, for the table and for the installation's first phase alike."""
+    """Looks at the hosts, for the plan's tables and for the installation's first phase alike."""
 
     def __init__(self, site: Site, remotes: Mapping[str, Remote], manifest: BundleManifest) -> None:
+        from appliance.provision.needs import bundle_needs
+
         self._site = site
         self._remotes = remotes
-        self._manifest = manifest
+        self._needs = bundle_needs(manifest)
 
     def look(self, progress: Progress) -> Report:
         """Ask every host."""
-        from appliance.provision.needs import bundle_needs
         from appliance.provision.preflight import examine
 
-        return examine(self._site, self._remotes, bundle_needs(self._manifest), progress)
+        return examine(self._site, self._remotes, self._needs, progress)
 
     def tables(self, report: Report, foretold: Outcome | None) -> str:
         """The findings, and what would change on each host."""
-        from appliance.provision.needs import bundle_needs
         from appliance.provision.plan_table import render
 
-        return render(report, foretold, bundle_needs(self._manifest))
+        return render(report, foretold, self._needs)
 
     def changes(self, report: Report, foretold: Outcome | None) -> Mapping[str, Any]:
         """The latter for machines: bytes to write and changed tasks by role, for each host."""
-        from appliance.provision.needs import bundle_needs
         from appliance.provision.plan_table import changes
 
-        return changes(report, foretold, bundle_needs(self._manifest))
+        return changes(report, foretold, self._needs)
 
 
 @contextmanager
@@ -168,14 +169,7 @@ def _foretell(
 # --- showing --------------------------------------------------------------------------------------
 
 
-def plan_json(decided: Plan) -> dict[str, Any]:
-    """The phases for machines, as ``sovctl plan`` without a site prints them."""
-    from appliance.cli.install import plan_json as as_without_site
-
-    return as_without_site(decided)
-
-
-def plan_text(site: Site, decided: Plan) -> str:
+def _plan_text(site: Site, decided: Plan) -> str:
     """The phases for people."""
     from appliance.cli.install import steps_text
 
@@ -203,7 +197,7 @@ def _count(changes: Sequence[str]) -> str:
 
 
 def _outcome_json(site: Site, installation: SiteInstallation) -> dict[str, Any]:
-    from appliance.install.site import Endpoint
+    from appliance.install.site_endpoint import Endpoint
 
     endpoint = Endpoint.read(SitePlace(Home.from_environment(), site.name))
     assert endpoint is not None  # carried out whole

@@ -13,7 +13,7 @@ import click
 from appliance.cli.console import Console, amount
 from appliance.cli.options import with_console
 from appliance.cli.site_option import chosen_site, with_site
-from appliance.errors import ExitCode, NoSuchLog, NotInstalled
+from appliance.errors import ExitCode, NoSuchLog, NotInstalled, SiteNotInstalled
 from appliance.i18n import _
 from appliance.layout import Home, SitePlace
 
@@ -147,11 +147,11 @@ def logs(
 
 def _site_status(console: Console, place: SitePlace) -> None:
     """What a site's gateway says of the whole site."""
-    from appliance.install.site import Endpoint
+    from appliance.install.site_endpoint import Endpoint
 
     endpoint = Endpoint.read(place)
     if endpoint is None:
-        raise NotInstalled(home=place.root)
+        raise SiteNotInstalled(site=place.name, path=place.endpoint)
     account = _account(place.home)
     rows = [
         (_("site"), place.name),

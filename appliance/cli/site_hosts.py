@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -94,13 +94,15 @@ def host_keys(console: Console, site_file: Path, accept: tuple[str, ...]) -> Non
 def break_lock(console: Console, site_file: Path, hosts: tuple[str, ...], *, yes: bool) -> None:
     """Take the lock of HOSTs (or all) away from an operator whose run was killed elsewhere.
 
-    If that run still goes on, it fails at its next step; make sure that it is dead.
+    A run that still goes on fails at its next delivery and not before; make sure that it is dead.
     """
     from appliance.install import lock
+    from appliance.install.home import claim
     from appliance.install.secrets import record
     from appliance.manifests.document import load
     from appliance.manifests.site import Site
     from appliance.provision.host_lock import break_locks
+    from appliance.provision.several import one_error
     from appliance.provision.ssh import connections
 
     site = load(Site, site_file)
@@ -111,20 +113,26 @@ def break_lock(console: Console, site_file: Path, hosts: tuple[str, ...], *, yes
             raise ConfirmationNeeded(command="sovctl site break-lock", reason=reason)
         click.confirm(_("Is that other run dead?"), abort=True, err=True)
     place = SitePlace(Home.from_environment(), site.name)
+    claim(place.home)
     with (
         lock.hold(place, f"sovctl site break-lock {site_file}"),
         connections(site, place) as remotes,
     ):
         chosen = {name: each for name, each in remotes.items() if not hosts or name in hosts}
-        had = break_locks(chosen, site.folder)
+        had, failures = break_locks(chosen, site.folder)
         for name, held in had.items():
             if held is not None:
                 record(place.home, "site.break-lock", {"site": site.name, "host": name})
-    lines = [
-        f"  {name:<14} " + (f"{held['operator']} {held['since']}" if held else _("was free"))
-        for name, held in had.items()
-    ]
+    if failures:
+        raise one_error(failures)
+    lines = [f"  {name:<14} {_holder(held)}" for name, held in had.items()]
     console.result(had, "\n".join(lines))
+
+
+def _holder(held: Mapping[str, Any] | None) -> str:
+    if held is None:
+        return _("was free")
+    return f"{held.get('operator', '?')} {held.get('since', '?')}"
 
 
 def _refuse_unknown(site: Site, named: Iterable[str]) -> None:

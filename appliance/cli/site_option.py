@@ -1,7 +1,7 @@
 """``--site NAME_OR_FILE``: the site a command works on, and its gateway.
 
 A name is a site this controller has planned or installed (``sites/<name>``); anything with a slash
-or a suffix is a ``site.yaml``. Either way the site's folder is the one of its name.
+or a dot is a ``site.yaml``. Either way the site's folder is the one of its name.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from appliance.errors import NotInstalled, SiteAmbiguous
+from appliance.errors import SiteAmbiguous, SiteNotInstalled
 from appliance.i18n import _
 from appliance.layout import Home, SitePlace
 
 if TYPE_CHECKING:
-    from appliance.cli.gateway_client import GatewayClient
     from appliance.manifests.site import Site
 
 R = TypeVar("R")
@@ -27,29 +26,25 @@ _chosen: ContextVar[str | None] = ContextVar("site", default=None)
 
 
 def open_site(name_or_file: str) -> tuple[Site, SitePlace]:
-    """The site and where it is kept. Raises :class:`NotInstalled` for a name that is not known."""
+    """The site and where it is kept.
+
+    Raises :class:`SiteNotInstalled` for a name that is not known, and what reading a file raises.
+    """
     from appliance.manifests.document import load
     from appliance.manifests.site import Site
 
     home = Home.from_environment()
-    given = Path(name_or_file)
-    if "/" in name_or_file or given.suffix:
-        site = load(Site, given)
+    if _is_file(name_or_file):
+        site = load(Site, Path(name_or_file))
         return site, SitePlace(home, site.name)
     place = SitePlace(home, name_or_file)
     if not place.site_file.is_file():
-        raise NotInstalled(home=place.root)
+        raise SiteNotInstalled(site=name_or_file, path=place.site_file)
     return load(Site, place.site_file), place
 
 
-def site_gateway(place: SitePlace) -> GatewayClient:
-    """A client of the site's gateway, with the operator's key.
-
-    Raises :class:`NotInstalled` where the site is not installed yet.
-    """
-    from appliance.cli.gateway_client import GatewayClient
-
-    return GatewayClient.from_site(place)
+def _is_file(name_or_file: str) -> bool:
+    return "/" in name_or_file or "." in name_or_file
 
 
 def with_site(command: Callable[..., R]) -> Callable[..., R]:
@@ -60,11 +55,16 @@ def with_site(command: Callable[..., R]) -> Callable[..., R]:
 
     return click.option(
         "--site",
-        metavar="NAME",
+        metavar="NAME_OR_FILE",
         expose_value=False,
         callback=keep,
         help=_("The site to ask (also $SOVCTL_SITE), where several are installed from here."),
     )(command)
+
+
+def named_site() -> str | None:
+    """What ``--site`` or ``$SOVCTL_SITE`` says: a name or a file."""
+    return _chosen.get() or os.environ.get("SOVCTL_SITE") or None
 
 
 def chosen_site(home: Home) -> SitePlace | None:
@@ -73,9 +73,9 @@ def chosen_site(home: Home) -> SitePlace | None:
     It is what ``--site`` or ``$SOVCTL_SITE`` names, or the only site installed from here where this
     machine has no appliance of its own. Raises :class:`SiteAmbiguous` if there are several.
     """
-    named = _chosen.get() or os.environ.get("SOVCTL_SITE")
-    if named:
-        return SitePlace(home, named)
+    named = named_site()
+    if named is not None:
+        return open_site(named)[1] if _is_file(named) else SitePlace(home, named)
     if home.current.is_symlink() or not home.sites.is_dir():
         return None
     found = sorted(folder.name for folder in home.sites.iterdir())

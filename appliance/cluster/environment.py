@@ -61,13 +61,7 @@ class Place:
     @property
     def gcs(self) -> str:
         """``host:port`` of Ray's control store: what a driver or a worker joins."""
-        host = f"[{self.head}]" if ":" in self.head else self.head
-        return f"{host}:{ports.GCS}"
-
-    @property
-    def dashboard(self) -> str:
-        """The dashboard's URL, for processes on the head."""
-        return ports.DASHBOARD_URL
+        return ports.at(self.head, ports.GCS)
 
 
 def ray_token(home: Home) -> Path:

@@ -46,7 +46,6 @@ _RAY_DAEMONS = tuple(
         site_ports.METRICS_EXPORT,
     )
 )
-_RAY = frozenset({Role.RAY_HEAD, Role.RAY_WORKER})
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +106,6 @@ def management_networks(site: Site) -> tuple[Network, ...]:
     return tuple(named or [n.cidr for n in site.networks if n.name in first])
 
 
-def time_source(site: Site) -> Host:
-    """The host whose clock the others follow: the first head."""
-    return site.head(site.trust_domains[0].name)
-
-
 def _exchanges(site: Site) -> Iterator[_Exchange]:
     yield from _administration(site)
     for domain in site.trust_domains:
@@ -142,7 +136,7 @@ def _administration(site: Site) -> Iterator[_Exchange]:
 
 
 def _ray(site: Site, domain: str) -> Iterator[_Exchange]:
-    nodes = tuple(h for h in site.domain_hosts(domain) if h.roles & _RAY)
+    nodes = tuple(h for h in site.domain_hosts(domain) if h.runs_ray)
     head = (site.head(domain),)
     cluster = NetworkKind.CLUSTER
     yield _Exchange(
@@ -168,7 +162,7 @@ def _relay(site: Site) -> Iterator[_Exchange]:
     gateway = (site.gateway_host,)
     heads = tuple(site.head(domain.name) for domain in site.trust_domains)
     serving = site.serving_domain.name
-    nodes = tuple(h for h in site.domain_hosts(serving) if h.roles & _RAY)
+    nodes = tuple(h for h in site.domain_hosts(serving) if h.runs_ray)
     cluster = NetworkKind.CLUSTER
     yield _Exchange(
         "relay-dashboard", "the gateway submits and watches jobs on each trust domain's head",
@@ -185,7 +179,7 @@ def _relay(site: Site) -> Iterator[_Exchange]:
 
 
 def _services(site: Site) -> Iterator[_Exchange]:
-    source = time_source(site)
+    source = site.time_source
     others = tuple(host for host in site.hosts if host != source)
     yield _Exchange(
         "time", "the hosts follow one clock", "udp", _one(site_ports.TIME), others, (source,)
@@ -203,7 +197,7 @@ def _services(site: Site) -> Iterator[_Exchange]:
             _one(site_ports.NAMES), site.hosts, resolvers,
         )  # fmt: skip
     if isinstance(site.storage, NfsStorage):
-        users = tuple(h for h in site.hosts if h.roles & {*_RAY, Role.GATEWAY})
+        users = tuple(h for h in site.hosts if h.uses_storage)
         own = tuple(
             h for h in site.hosts if any(i.address == site.storage.server for i in h.interfaces)
         )
@@ -215,7 +209,7 @@ def _services(site: Site) -> Iterator[_Exchange]:
 
 def _monitoring(site: Site) -> Iterator[_Exchange]:
     watchers = tuple(host for host in site.hosts if Role.MONITORING in host.roles)
-    nodes = tuple(host for host in site.hosts if host.roles & _RAY)
+    nodes = tuple(host for host in site.hosts if host.runs_ray)
     yield _Exchange(
         "node-metrics", "Prometheus reads the state of every host", "tcp",
         _one(site_ports.NODE_EXPORTER), watchers, site.hosts,

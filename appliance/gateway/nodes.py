@@ -128,7 +128,7 @@ async def listed(session: aiohttp.ClientSession, base: str, token: str) -> list[
         ) as answer:
             content = await answer.json(content_type=None)
         return [_report(entry) for entry in content["data"]["summary"]]
-    except (aiohttp.ClientError, OSError, ValueError, KeyError, TypeError):
+    except (aiohttp.ClientError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
 
 

@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from appliance.cluster.ports import at
+
 _NAMED = "SERVE_REPLICA::"
 
 
@@ -39,8 +41,7 @@ Reach = Callable[[Target], str]
 
 def beside(target: Target) -> str:
     """The base URL of a replica on this machine."""
-    host = f"[{target.address}]" if ":" in target.address else target.address
-    return f"http://{host}:{target.port}"
+    return f"http://{at(target.address, target.port)}"
 
 
 @dataclass(slots=True, eq=False)

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from appliance.cluster.node_file import DomainNodes
+from appliance.cluster.ports import at
 from appliance.gateway.replicas import Target
 from appliance.gateway.secret_files import read_secret
 from appliance.layout import Home
@@ -35,12 +36,12 @@ class DomainDoor:
     @property
     def dashboard(self) -> str:
         """The base URL of Ray's dashboard."""
-        return f"https://{bracketed(self.domain.head)}:{site_ports.RELAY_DASHBOARD}"
+        return f"https://{at(self.domain.head, site_ports.RELAY_DASHBOARD)}"
 
     @property
     def serve(self) -> str:
         """The base URL of Serve's proxy."""
-        return f"https://{bracketed(self.domain.head)}:{site_ports.RELAY_SERVE}"
+        return f"https://{at(self.domain.head, site_ports.RELAY_SERVE)}"
 
     @property
     def token(self) -> str:
@@ -68,9 +69,4 @@ class DomainDoor:
 def relay(target: Target) -> str:
     """The base URL of the relay in front of a replica: its port, moved."""
     port = target.port - site_ports.REPLICAS.start + site_ports.RELAY_REPLICAS.start
-    return f"https://{bracketed(target.address)}:{port}"
-
-
-def bracketed(address: str) -> str:
-    """An address as it stands in a URL."""
-    return f"[{address}]" if ":" in address else address
+    return f"https://{at(target.address, port)}"

@@ -70,20 +70,20 @@ class NoTuning:
     """Ray's jobs on a site where no domain tunes: each is refused."""
 
     def submit(self, *_arguments: object, **_named: object) -> str:
-        raise self._refused("submit")
+        """Raises :class:`RayRefused`."""
+        raise RayRefused(action="submit", reason=_("No trust domain of this site tunes models."))
 
     def status(self, job_id: str) -> RayJob:
+        """Raises :class:`JobUnknown`."""
         raise JobUnknown(job=job_id)
 
     def cancel(self, job_id: str) -> bool:
+        """Raises :class:`JobUnknown`."""
         raise JobUnknown(job=job_id)
 
     def tail(self, job_id: str, lines: int) -> str:
+        """Raises :class:`JobUnknown`."""
         raise JobUnknown(job=job_id)
-
-    @staticmethod
-    def _refused(action: str) -> RayRefused:
-        return RayRefused(action=action, reason=_("No trust domain of this site tunes models."))
 
 
 Register = Callable[[RunFolder, Job], Adapter]

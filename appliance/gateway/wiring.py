@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -46,7 +45,6 @@ from appliance.registry import Adapter, Job, Registry
 from appliance.store.releases import Releases
 from appliance.tuning.run import RunFolder
 
-_LOG = logging.getLogger(__name__)
 # The dashboard closes an idle connection after 75 s or more; we do so well before, so that
 # no request is sent into a connection that is being closed.
 _KEEP_ALIVE_S = 15.0

@@ -6,6 +6,7 @@ one (:mod:`appliance.cluster.lifecycle` and the gateway's own answer).
 
 from __future__ import annotations
 
+import http.client
 import json
 import ssl
 import time
@@ -102,5 +103,8 @@ def ask(url: str, ca: Path, key_file: Path, data: bytes | None = None) -> object
     direct = urllib.request.build_opener(
         urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusted)
     )
-    with direct.open(request, timeout=10 if data is None else 120) as answer:
-        return json.load(answer)
+    try:
+        with direct.open(request, timeout=10 if data is None else 120) as answer:
+            return json.load(answer)
+    except http.client.HTTPException as error:  # what is no answer is not an OSError by itself
+        raise OSError(f"{type(error).__name__}: {error}") from error

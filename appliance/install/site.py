@@ -20,13 +20,11 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 from appliance.bundle.load import RESERVE
-from appliance.cluster.files import write_whole
+from appliance.cluster.ports import at
 from appliance.egress.verdict import Verdict, judge
 from appliance.errors import (
     HostsNotReady,
@@ -42,10 +40,12 @@ from appliance.install.journal import Journal
 from appliance.install.local import ask
 from appliance.install.plan import Plan
 from appliance.install.secrets import operator, record
+from appliance.install.site_endpoint import Endpoint
 from appliance.install.site_plan import SiteFacts, SitePhase, make_site_plan
 from appliance.manifests.site import Site
 from appliance.provision import driver, host_lock, proof
 from appliance.provision.delivery import Sent, Shipment, deliver
+from appliance.provision.finding import HostFinding
 from appliance.provision.host_keys import Ask, Trusted, establish
 from appliance.provision.host_lock import Claim
 from appliance.provision.inventory import Deployment, inventory
@@ -65,57 +65,8 @@ _HEALTH_S = 300.0  # a first start compiles and loads models
 _HEALTH_PAUSE_S = 1.0
 
 
-class Finding(Protocol):
-    """One check of one host."""
-
-    @property
-    def host(self) -> str: ...
-    @property
-    def check(self) -> str: ...
-    @property
-    def level(self) -> str: ...
-    @property
-    def text(self) -> str: ...
-    @property
-    def remedy(self) -> str: ...
-
-
-Examine = Callable[["Mapping[str, Remote]", "Progress"], Sequence[Finding]]
+Examine = Callable[["Mapping[str, Remote]", "Progress"], Sequence[HostFinding]]
 """Looks at every host and changes nothing (:mod:`appliance.provision.preflight`)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """``endpoint.json``: where an installed site answers, and what it runs."""
-
-    url: str
-    ca: Path
-    operator_key: Path
-    release: str
-
-    @classmethod
-    def read(cls, place: SitePlace) -> Endpoint | None:
-        """None for a site that was never installed whole."""
-        try:
-            content = json.loads(place.endpoint.read_bytes())
-        except FileNotFoundError:
-            return None
-        return cls(
-            url=str(content["url"]),
-            ca=Path(content["ca"]),
-            operator_key=Path(content["operator_key"]),
-            release=str(content.get("release", "")),
-        )
-
-    def write(self, place: SitePlace) -> None:
-        """Keep it for every command that asks the site."""
-        content = {
-            "url": self.url,
-            "ca": str(self.ca),
-            "operator_key": str(self.operator_key),
-            "release": self.release,
-        }
-        write_whole(place.endpoint, json.dumps(content, indent=2).encode() + b"\n", mode=0o600)
 
 
 def trust_hosts(
@@ -178,12 +129,7 @@ class SiteInstallation:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._locks.close()
 
     @property
@@ -222,7 +168,7 @@ class SiteInstallation:
         found, _failed = try_each(self._remotes, lambda remote: remote.run(["test", "-e", path]))
         return len(self._remotes) - sum(done.status == 0 for done in found.values())
 
-    def findings(self, progress: Progress) -> Sequence[Finding]:
+    def findings(self, progress: Progress) -> Sequence[HostFinding]:
         """Whether the hosts are fit for it."""
         return self._examine(self._remotes, progress)
 
@@ -330,7 +276,8 @@ class SiteInstallation:
     def _health(self, progress: Progress) -> None:
         ca, key = self._place.callers_ca, self._place.operator_key
         urls = [
-            url_of(a, self._site.gateway.port) for a in site_nodes.gateway_addresses(self._site)
+            f"https://{at(address, self._site.gateway.port)}"
+            for address in site_nodes.gateway_addresses(self._site)
         ]
         deadline = time.monotonic() + _HEALTH_S
         with progress.task(_("Waiting for the gateway"), None, "steps") as task:
@@ -381,12 +328,7 @@ def _never_back(_release: str, _progress: Progress) -> None:
     """A site has no release to go back to: replacing one comes with upgrades."""
 
 
-def url_of(address: str, port: int) -> str:
-    """The gateway's URL at an address."""
-    return f"https://[{address}]:{port}" if ":" in address else f"https://{address}:{port}"
-
-
-def not_ready(site: str, findings: Sequence[Finding]) -> HostsNotReady | None:
+def not_ready(site: str, findings: Sequence[HostFinding]) -> HostsNotReady | None:
     """The error for what failed on which host. Pure."""
     failed = [finding for finding in findings if finding.level == "fail"]
     if not failed:
@@ -417,7 +359,8 @@ def doubts(verdict: Verdict) -> str:
 
 def keep_site_file(place: SitePlace, given: Path) -> None:
     """Keep a copy of the ``site.yaml`` that is planned or installed."""
-    place.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    place.root.mkdir(parents=True, exist_ok=True)
+    place.root.chmod(0o700)  # the lock, which was there first, makes folders for everybody
     if given.resolve() != place.site_file.resolve():
         fresh = place.site_file.with_name(".site.yaml.new")
         shutil.copyfile(given, fresh)

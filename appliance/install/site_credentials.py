@@ -36,7 +36,6 @@ from appliance.trust.server_chain import ChainUnfit, ServerChain, check_chain
 from appliance.trust.site_ca import CLIENT, SERVER, Leaf, Pair
 
 _LOOPBACK = ("127.0.0.1", "::1")
-_RAY = frozenset({Role.RAY_HEAD, Role.RAY_WORKER})
 _SECRET = 0o640
 _OPEN = 0o644
 
@@ -57,7 +56,7 @@ def issue(site: Site, place: SitePlace, release_id: str) -> None:
     domains = {d.name: _Domain(place.domain(d.name), site, d.name, now) for d in site.trust_domains}
     for host in site.hosts:
         folder = place.host(host.name)
-        node = _node_files(site, host, folder, domains, now)
+        node = _node_files(host, folder, domains, now)
         node["node.json"] = node_file.as_bytes(site_nodes.node_of(site, host, release_id))
         gateway: Files = {}
         if Role.GATEWAY in host.roles:
@@ -84,11 +83,9 @@ class _Domain:
         return (self.folder / name).read_bytes()
 
 
-def _node_files(
-    site: Site, host: Host, folder: Path, domains: Mapping[str, _Domain], now: datetime
-) -> Files:
+def _node_files(host: Host, folder: Path, domains: Mapping[str, _Domain], now: datetime) -> Files:
     """What a Ray host holds; nothing on another."""
-    if not host.roles & _RAY or host.domain is None:
+    if not host.runs_ray or host.domain is None:
         return {}
     domain = domains[host.domain]
     addresses = tuple(str(interface.address) for interface in host.interfaces)

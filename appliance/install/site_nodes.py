@@ -13,13 +13,10 @@ from appliance.manifests.site import (
 )
 from appliance.provision.inventory import SHARED_NFS
 
-_RAY = frozenset({Role.RAY_HEAD, Role.RAY_WORKER})
-
 
 def node_of(site: Site, host: Host, release_id: str) -> NodeFile:
     """The ``node.json`` of ``host`` when the site runs ``release_id``."""
-    runs_ray = bool(host.roles & _RAY)
-    domain = next((d for d in site.trust_domains if runs_ray and d.name == host.domain), None)
+    domain = next((d for d in site.trust_domains if host.runs_ray and d.name == host.domain), None)
     return NodeFile(
         version=1,
         site=site.name,
@@ -47,7 +44,7 @@ def cluster_address(site: Site, host: Host) -> str:
 def ray_addresses(site: Site, domain: str) -> tuple[str, ...]:
     """The addresses of a trust domain's Ray hosts, the head's first."""
     hosts = site.domain_hosts(domain)
-    return tuple(cluster_address(site, host) for host in hosts if host.roles & _RAY)
+    return tuple(cluster_address(site, host) for host in hosts if host.runs_ray)
 
 
 def serving_replicas(site: Site) -> int:

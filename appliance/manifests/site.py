@@ -9,25 +9,21 @@ a real site (ANSSI, guide on generative AI, R12 and R21); a small site may have 
 domain, which :mod:`appliance.manifests.site_advice` notes. A host belongs to one domain, except a
 ``gateway`` host, which stands in front of all. A domain has exactly one ``ray_head``.
 
-The rules here are what a site must keep to be installed at all; a broken rule names the field to
-change (:mod:`appliance.manifests.contradiction`). What is allowed and yet unwise is advice, not an
-error.
+Here is what a site consists of, and what is asked of it. What it must keep to be installed at all
+is in :mod:`appliance.manifests.site_rules`; a broken rule names the field to change. What is
+allowed and yet unwise is advice, not an error.
 
 Addresses are literal: names would need a resolver, and a sealed site has none that is trusted.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from appliance.manifests import site_ports
 from appliance.manifests.contradiction import contradiction
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,62}$")]
@@ -49,34 +45,6 @@ def _literal_address(value: object) -> object:
 
 Address = Annotated[IPv4Address | IPv6Address, BeforeValidator(_literal_address)]
 Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_literal_address)]
-
-
-# Names that mean something else to Ansible, which would act on other hosts than were meant.
-_ANSIBLE_NAMES = frozenset({"all", "ungrouped", "localhost", "ray", "gateway", "monitoring"})
-
-# The units of a node do not see these, or see a private one in their place (ProtectHome,
-# PrivateTmp, ProtectSystem), or they belong to the operating system.
-_NO_FOLDER_BELOW = tuple(
-    f"/{name}" for name in (
-        "bin", "boot", "dev", "etc", "home", "lib", "lib64", "proc", "root", "run", "sbin", "sys",
-        "tmp", "usr", "var/run", "var/tmp",
-    )
-)  # fmt: skip
-_NO_FOLDER = ("/", "/mnt", "/opt", "/srv", "/var", "/var/lib")
-
-_TAKEN_PORTS = (
-    range(site_ports.GCS, site_ports.METRICS_EXPORT + 1),
-    site_ports.WORKERS,
-    range(site_ports.DASHBOARD, site_ports.DASHBOARD + 1),
-    range(site_ports.SERVE, site_ports.SERVE + 1),
-    site_ports.REPLICAS,
-    range(site_ports.RELAY_DASHBOARD, site_ports.RELAY_SERVE + 1),
-    site_ports.RELAY_REPLICAS,
-    site_ports.COLLECTIVE,
-    range(site_ports.PROMETHEUS, site_ports.PROMETHEUS + 1),
-    range(site_ports.NODE_EXPORTER, site_ports.NODE_EXPORTER + 1),
-    range(site_ports.NFS, site_ports.NFS + 1),
-)
 
 
 class _Part(BaseModel):
@@ -131,7 +99,7 @@ class SiteNetwork(_Part):
     cidr: Network = Field(description="Write the network itself, such as 10.0.0.0/24.")
     mtu: int = Field(
         default=1500, ge=576, le=9216,
-        description="Checked on every host and with a full-size packet between them.",
+        description="Checked on every host, and against what two hosts agree on over TCP.",
     )  # fmt: skip
 
     @model_validator(mode="after")
@@ -203,6 +171,16 @@ class Host(_Part):
     interfaces: Annotated[tuple[Interface, ...], Field(min_length=1)]
     gpus: Gpus = Gpus()
     ssh: Ssh = Ssh()
+
+    @property
+    def runs_ray(self) -> bool:
+        """Whether it is the head or a worker of its trust domain's Ray."""
+        return bool(self.roles & {Role.RAY_HEAD, Role.RAY_WORKER})
+
+    @property
+    def uses_storage(self) -> bool:
+        """Whether it must see data sets, runs and adapters."""
+        return self.runs_ray or Role.GATEWAY in self.roles
 
     def address_in(self, network: str) -> IPv4Address | IPv6Address | None:
         """Its address in a network, or None if it is not in it."""
@@ -305,7 +283,7 @@ Storage = Annotated[LocalStorage | NfsStorage | MountedStorage, Field(discrimina
 
 
 class Site(_Part):
-    """The whole of ``site.yaml``; a value of it keeps every rule above."""
+    """The whole of ``site.yaml``; a value of it keeps every rule."""
 
     schema_version: Literal[1]
     name: Name = Field(description="Names the site's folder on the controller: sites/<name>.")
@@ -326,271 +304,21 @@ class Site(_Part):
     )
 
     @model_validator(mode="after")
-    def _names_are_unique(self) -> Site:
-        lists: tuple[tuple[str, tuple[str, ...], list[str]], ...] = (
-            ("network", ("networks",), [network.name for network in self.networks]),
-            ("trust domain", ("trust_domains",), [domain.name for domain in self.trust_domains]),
-            ("host", ("hosts",), [host.name for host in self.hosts]),
-            ("flow", ("egress", "allow"), [flow.name for flow in self.egress.allow]),
-        )
-        for what, at, names in lists:
-            for index, name in enumerate(names):
-                if name in names[:index]:
-                    reason = f"{what} {name} is defined twice"
-                    raise contradiction((*at, index, "name"), reason, "give one another name")
-        for index, host in enumerate(self.hosts):
-            if host.name in _ANSIBLE_NAMES:
-                raise contradiction(
-                    ("hosts", index, "name"),
-                    f"{host.name} means more than one host to Ansible",
-                    f"give it another name, such as {host.name}-1",
-                )
-        return self
+    def _keeps_the_rules(self) -> Site:
+        from appliance.manifests.site_rules import check  # which is about what is defined here
 
-    @model_validator(mode="after")
-    def _networks_fit(self) -> Site:
-        for one, other in itertools.combinations(range(len(self.networks)), 2):
-            first, second = self.networks[one], self.networks[other]
-            if first.cidr.version == second.cidr.version and first.cidr.overlaps(second.cidr):
-                raise contradiction(
-                    ("networks", other, "cidr"),
-                    f"networks {first.name} and {second.name} overlap",
-                    f"write a network that shares no address with {first.cidr}",
-                )
-        for index, name in enumerate(self.gateway.networks):
-            self._known_network(("gateway", "networks", index), "gateway", name)
-        return self
-
-    @model_validator(mode="after")
-    def _interfaces_fit(self) -> Site:
-        taken: dict[IPv4Address | IPv6Address, str] = {}
-        for at, host, interface in self._interfaces():
-            network = self._known_network((*at, "network"), f"host {host.name}", interface.network)
-            address, cidr = interface.address, network.cidr
-            place = (*at, "address")
-            if address not in cidr:
-                reason = f"host {host.name}: {address} is not in {network.name} ({cidr})"
-                raise contradiction(place, reason, f"write its address in {network.name}")
-            if cidr.num_addresses > 2 and address in _not_for_hosts(cidr):
-                reason = f"host {host.name}: {address} is no host's address in {cidr}"
-                raise contradiction(place, reason, f"write its address in {network.name}")
-            if address in taken:
-                reason = f"{address} is given to {taken[address]} and to {host.name}"
-                raise contradiction(place, reason, "write the address of this host")
-            if host.address_in(network.name) != address:
-                reason = f"host {host.name} has two addresses in network {network.name}"
-                raise contradiction(place, reason, "keep the one that the site is to use")
-            taken[address] = host.name
-        return self
-
-    def _interfaces(self) -> Iterator[tuple[tuple[str | int, ...], Host, Interface]]:
-        for number, host in enumerate(self.hosts):
-            for index, interface in enumerate(host.interfaces):
-                yield ("hosts", number, "interfaces", index), host, interface
-
-    def _known_network(self, at: tuple[str | int, ...], whose: str, name: str) -> SiteNetwork:
-        found = next((network for network in self.networks if network.name == name), None)
-        if found is None:
-            known = ", ".join(network.name for network in self.networks)
-            reason = f"{whose}: network {name} is not defined"
-            raise contradiction(at, reason, f"use one of {known}, or define it under 'networks'")
-        return found
-
-    @model_validator(mode="after")
-    def _domains_fit(self) -> Site:
-        domains = {domain.name: domain for domain in self.trust_domains}
-        cluster = {n.name for n in self.networks if n.kind is NetworkKind.CLUSTER}
-        for index, host in enumerate(self.hosts):
-            at = ("hosts", index)
-            if host.domain is not None and host.domain not in domains:
-                raise contradiction(
-                    (*at, "domain"),
-                    f"host {host.name}: trust domain {host.domain} is not defined",
-                    f"use one of {', '.join(domains)}",
-                )
-            if not _runs_ray(host):
-                continue
-            if host.domain is None:
-                reason = f"host {host.name} runs Ray and belongs to no trust domain"
-                raise contradiction(at, reason, "add a line 'domain: …'")
-            if not any(i.network in cluster for i in host.interfaces):
-                reason = f"host {host.name} runs Ray and is in no cluster network"
-                raise contradiction(
-                    (*at, "interfaces"), reason, "add its interface in a network of kind cluster"
-                )
-        for index, name in enumerate(domains):
-            heads = [h for h in self.hosts if h.domain == name and Role.RAY_HEAD in h.roles]
-            if len(heads) != 1:
-                raise contradiction(
-                    ("trust_domains", index),
-                    f"trust domain {name} needs one ray_head and has {len(heads)}",
-                    "give the role ray_head to exactly one of its hosts",
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _a_domain_meets_in_one_network(self) -> Site:
-        for index, host in enumerate(self.hosts):
-            if not _runs_ray(host) or host.domain is None:
-                continue
-            head = self.head(host.domain)
-            network, wanted = self._cluster_network(host), self._cluster_network(head)
-            if network != wanted:
-                raise contradiction(
-                    ("hosts", index, "interfaces"),
-                    f"host {host.name} and its head {head.name} are in different cluster networks "
-                    f"({network} and {wanted})",
-                    f"add its interface in {wanted}, and name {wanted} first under 'networks'",
-                )
-        return self
-
-    def _cluster_network(self, host: Host) -> str | None:
-        """The network whose address Ray uses there: the first of that kind that it is in."""
-        return next(
-            (
-                network.name
-                for network in self.networks
-                if network.kind is NetworkKind.CLUSTER and host.address_in(network.name)
-            ),
-            None,
-        )
-
-    @model_validator(mode="after")
-    def _roles_fit(self) -> Site:
-        gateways = [host for host in self.hosts if Role.GATEWAY in host.roles]
-        if len(gateways) != 1:
-            raise contradiction(
-                ("hosts",),
-                f"one host has the role gateway, not {len(gateways)}",
-                "give it to the one host that callers talk to",
-            )
-        watchers = [i for i, host in enumerate(self.hosts) if Role.MONITORING in host.roles]
-        if len(watchers) > 1:
-            raise contradiction(
-                ("hosts", watchers[1], "roles"),
-                f"at most one host has the role monitoring, not {len(watchers)}",
-                "remove it here; that one watches every host",
-            )
-        for index, name in enumerate(self.gateway.networks):
-            if gateways[0].address_in(name) is None:
-                raise contradiction(
-                    ("gateway", "networks", index),
-                    f"gateway: host {gateways[0].name} is not in network {name}",
-                    "name a network that it is in",
-                )
-        for domain in self.trust_domains:
-            wanted = self._cluster_network(self.head(domain.name))
-            if not self._routed and wanted and gateways[0].address_in(wanted) is None:
-                raise contradiction(
-                    ("hosts", self.hosts.index(gateways[0]), "interfaces"),
-                    f"host {gateways[0].name} is the gateway and cannot reach trust domain "
-                    f"{domain.name}: it is not in {wanted}, and no default route is left",
-                    f"add its interface in {wanted}",
-                )
-        return self
-
-    @property
-    def _routed(self) -> bool:
-        """Whether a host may reach what is in none of its networks."""
-        return self.egress.default_route is not None
-
-    @model_validator(mode="after")
-    def _ports_fit(self) -> Site:
-        ssh = {host.ssh.port for host in self.hosts}
-        port = self.gateway.port
-        if port in ssh or any(port in taken for taken in _TAKEN_PORTS):
-            raise contradiction(
-                ("gateway", "port"),
-                f"the appliance uses port {port} for something else on that host",
-                "use 8443, or 443",
-            )
-        for index, host in enumerate(self.hosts):
-            if any(host.ssh.port in taken for taken in _TAKEN_PORTS):
-                raise contradiction(
-                    ("hosts", index, "ssh", "port"),
-                    f"host {host.name}: the appliance uses port {host.ssh.port} itself",
-                    "let its SSH server listen at another port, and write that",
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _purposes_fit(self) -> Site:
-        for what, does in (("serves", "serves models"), ("tunes", "tunes them")):
-            able = [i for i, each in enumerate(self.trust_domains) if getattr(each.purpose, what)]
-            if len(able) > 1:
-                names = " and ".join(self.trust_domains[index].name for index in able)
-                raise contradiction(
-                    ("trust_domains", able[1], "purpose"),
-                    f"trust domains {names}: only one {does}",
-                    "make one 'serving' and the other 'tuning'",
-                )
-        if not any(domain.purpose.serves for domain in self.trust_domains):
-            raise contradiction(
-                ("trust_domains",),
-                "no trust domain serves models",
-                "give one the purpose 'serving' or 'shared'",
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _storage_fits(self) -> Site:
-        users = [host for host in self.hosts if _runs_ray(host) or Role.GATEWAY in host.roles]
-        storage = self.storage
-        if isinstance(storage, LocalStorage) and len(users) > 1:
-            raise contradiction(
-                ("storage",),
-                f"{len(users)} hosts share data sets, checkpoints and adapters: "
-                "storage must be nfs or mounted",
-                "write 'storage: {kind: mounted, path: /srv/shared}', or kind nfs",
-            )
-        if isinstance(storage, NfsStorage) and not self._routed:
-            near = [n for n in self.networks if storage.server in n.cidr]
-            place = ("storage", storage.kind, "server")
-            if not near:
-                raise contradiction(
-                    place,
-                    f"{storage.server} is in none of the site's networks, and no default route is "
-                    "left that would lead there",
-                    "write the server's address in a network of kind storage",
-                )
-            far = [host.name for host in users if host.address_in(near[0].name) is None]
-            if far:
-                raise contradiction(
-                    place,
-                    f"{', '.join(far)} cannot reach it: not in network {near[0].name}",
-                    f"give each of them an interface in {near[0].name}",
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _folders_fit(self) -> Site:
-        mounted = self.storage.path if isinstance(self.storage, MountedStorage) else None
-        for at, path in ((("folder",), self.folder), (("storage", "mounted", "path"), mounted)):
-            if path is None:
-                continue
-            if path != PurePosixPath(path).as_posix() or path.startswith("//") or ".." in path:
-                reason = f"{path} is not written as systemd would write it"
-                raise contradiction(
-                    at, reason, "write it without '..', '//' and a slash at the end"
-                )
-        if self.folder in _NO_FOLDER or _below(self.folder, *_NO_FOLDER_BELOW):
-            raise contradiction(
-                ("folder",),
-                f"{self.folder} belongs to the operating system, or services do not see it",
-                "use /var/lib/sovctl, or a folder on a larger disk such as /data/sovctl",
-            )
-        if mounted is not None and (_below(mounted, self.folder) or _below(self.folder, mounted)):
-            raise contradiction(
-                ("storage", "mounted", "path"),
-                f"{mounted} and the folder {self.folder} lie within each other",
-                "mount it elsewhere, such as at /srv/shared",
-            )
+        check(self)
         return self
 
     @property
     def gateway_host(self) -> Host:
         """The one host that callers talk to."""
         return next(host for host in self.hosts if Role.GATEWAY in host.roles)
+
+    @property
+    def time_source(self) -> Host:
+        """The host whose clock the others follow: the first head."""
+        return self.head(self.trust_domains[0].name)
 
     @property
     def serving_domain(self) -> TrustDomain:
@@ -631,19 +359,3 @@ class Site(_Part):
         if domain not in {each.name for each in self.trust_domains}:
             raise KeyError(domain)
         return self.domain_hosts(domain)[0]
-
-
-def _runs_ray(host: Host) -> bool:
-    return bool(host.roles & {Role.RAY_HEAD, Role.RAY_WORKER})
-
-
-def _not_for_hosts(cidr: IPv4Network | IPv6Network) -> tuple[IPv4Address | IPv6Address, ...]:
-    """The network's own address; in IPv4 also the one that all its hosts listen to."""
-    if isinstance(cidr, IPv4Network):
-        return cidr.network_address, cidr.broadcast_address
-    return (cidr.network_address,)
-
-
-def _below(path: str, *folders: str) -> bool:
-    """Whether ``path`` is one of ``folders`` or inside one."""
-    return any(PurePosixPath(path).is_relative_to(folder) for folder in folders)

@@ -1,7 +1,7 @@
 """A first ``site.yaml`` from a few answers, with comments for whoever reads it next. Pure.
 
-    draft = Draft("clinic", hosts=parse_hosts("n1=10.0.0.11+10.1.0.11,n2=10.0.0.12+10.1.0.12"))
-    text = render(answers)
+    hosts = parse_hosts("n1=10.0.0.11+10.1.0.11,n2=10.0.0.12+10.1.0.12")
+    text = draft(Answers("clinic", hosts, storage="mounted:/srv/shared"))
 
 The addresses of a host stand in the order of :data:`COLUMNS_OF`: one address is in the cluster
 network; two are management and cluster; then storage; then access. What is rendered is YAML that

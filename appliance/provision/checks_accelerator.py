@@ -20,7 +20,7 @@ def gpu(on: Subject) -> Iterator[HostFinding]:
     """As many GPUs of that model as site.yaml says, seen by the bus and by the driver."""
     wanted, found = on.host.gpus, on.facts.gpu
     if found is None:
-        yield on.untold(_("its GPUs are not known"), _("Run 'nvidia-smi' on it."))
+        yield on.untold(_("its GPUs are not known"), _("Run 'nvidia-smi' on it."), "gpu")
         return
     present = max(found.devices, len(found.cards))
     if not wanted.count:

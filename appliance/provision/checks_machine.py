@@ -74,9 +74,12 @@ def system(on: Subject) -> Iterator[HostFinding]:
 
 
 def kernel(on: Subject) -> Iterator[HostFinding]:
+    """It is new enough for what the firewall and the units use of it."""
     version = on.facts.system.kernel or ""
     if not version_of(version):
-        yield on.untold(_("the kernel's version is not known"), _("Run 'uname -r' on it."))
+        yield on.untold(
+            _("the kernel's version is not known"), _("Run 'uname -r' on it."), "system"
+        )
     elif version_of(version) < LEAST_KERNEL:
         text = _("Linux {version} is too old").format(version=version)
         least = ".".join(map(str, LEAST_KERNEL))
@@ -86,6 +89,7 @@ def kernel(on: Subject) -> Iterator[HostFinding]:
 
 
 def systemd(on: Subject) -> Iterator[HostFinding]:
+    """It is process 1, new enough, and no unit has failed."""
     found = on.facts.systemd
     if found.first != "systemd":
         text = _("process 1 is {name}, not systemd").format(name=found.first or _("unknown"))
@@ -110,7 +114,8 @@ def cpu(on: Subject) -> Iterator[HostFinding]:
     text = _("{cores} cores, {model}").format(cores=found.cores or "?", model=found.model or "?")
     if on.facts.system.machine == "x86_64":
         if found.flags is None:
-            yield on.untold(_("the processor's flags are not known"), _("Read /proc/cpuinfo."))
+            text, remedy = _("the processor's flags are not known"), _("Read /proc/cpuinfo.")
+            yield on.untold(text, remedy, "cpu")
             return
         missing = sorted((X86_64_V2 | {"avx2"}) - found.flags)
         if missing and (on.needs.ray or not found.flags >= X86_64_V2):
@@ -125,9 +130,10 @@ def cpu(on: Subject) -> Iterator[HostFinding]:
 
 
 def memory(on: Subject) -> Iterator[HostFinding]:
+    """Enough for the host's roles, within its control group's limit; and none of it on a disk."""
     total, limit = on.facts.memory.total, on.facts.memory.limit
     if total is None:
-        yield on.untold(_("its memory is not known"), _("Read /proc/meminfo on it."))
+        yield on.untold(_("its memory is not known"), _("Read /proc/meminfo on it."), "memory")
         return
     usable = min(total, limit) if limit else total
     text = _("{size:.1f} GiB of memory").format(size=usable / GIB)
@@ -180,8 +186,12 @@ def python(on: Subject) -> Iterator[HostFinding]:
     if bundle is None or (not on.needs.ray and Role.GATEWAY not in on.host.roles):
         yield on.passed(f"Python {shown}")
         return
+    if found is None:
+        remedy = _("Run 'ls /usr/bin/python3*' on it.")
+        yield on.untold(_("its Pythons are not known"), remedy, "python")
+        return
     offered = sorted({each.platform.python for each in bundle.environments}, key=version_of)
-    if found is not None and found.isdisjoint(offered):
+    if found.isdisjoint(offered):
         text = _("the bundle's wheels are for Python {offered}; here is {found}").format(
             offered=", ".join(offered), found=shown
         )
@@ -237,9 +247,8 @@ def software(on: Subject) -> Iterator[HostFinding]:
             _("They stay and both must let a packet pass; look: 'nft list ruleset'."),
         )
     if on.facts.services is None:
-        yield on.untold(
-            _("its services are not known"), _("Run 'systemctl list-units' on it and look.")
-        )
+        remedy = _("Run 'systemctl list-units' on it and look.")
+        yield on.untold(_("its services are not known"), remedy, "services")
     elif quiet:
         yield on.passed(_("nothing that conflicts"))
 
@@ -254,7 +263,10 @@ def _is_foreign_ray(on: Subject, process: Process) -> bool:
 def security_modules(on: Subject) -> Iterator[HostFinding]:
     """SELinux has no policy for our services; AppArmor's profiles leave them alone."""
     found = on.facts.security
-    if found.selinux == "enforcing":
+    if "security" in on.facts.unknown:
+        remedy = _("Run 'getenforce' and 'aa-status' on it.")
+        yield on.untold(_("its security modules are not known"), remedy, "security")
+    elif found.selinux == "enforcing":
         yield on.failed(
             _("SELinux is enforcing, and there is no policy for the appliance's services"),
             _("Set SELINUX=permissive in /etc/selinux/config and run 'setenforce 0'."),
@@ -270,7 +282,10 @@ def security_modules(on: Subject) -> Iterator[HostFinding]:
 def installed(on: Subject) -> Iterator[HostFinding]:
     """What is in the site's folder already must be this site's and this host's."""
     found = on.facts.installed
-    if found is None or (found.site is None and found.current is None and not found.releases):
+    if "installed" in on.facts.unknown:
+        remedy = _("Run 'ls {folder}' on it.").format(folder=on.site.folder)
+        yield on.untold(_("what is installed there is not known"), remedy, "installed")
+    elif found is None or (found.site is None and found.current is None and not found.releases):
         yield on.passed(_("nothing is installed yet"))
     elif found.site is not None and found.site != on.site.name:
         yield on.failed(

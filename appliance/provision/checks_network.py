@@ -23,9 +23,8 @@ _OPTIONS: Final = 12  # TCP's timestamps, which the largest segment may or may n
 def addresses(on: Subject) -> Iterator[HostFinding]:
     """Every address of site.yaml is on one of the host's interfaces, and its link is up."""
     if on.facts.interfaces is None or any(i.addresses is None for i in on.facts.interfaces):
-        yield on.untold(
-            _("its addresses are not known"), _("Install iproute2 on it, or compare by hand.")
-        )
+        remedy = _("Install iproute2 on it, or compare by hand.")
+        yield on.untold(_("its addresses are not known"), remedy, "interfaces")
         return
     for given in on.host.interfaces:
         found = on.facts.interface_of(given.address)
@@ -34,9 +33,9 @@ def addresses(on: Subject) -> Iterator[HostFinding]:
                 address=given.address, network=given.network
             )
             yield on.failed(text, _("Correct site.yaml, or the host: 'ip addr' lists what it has."))
-        elif found.state in {"down", "lowerlayerdown", "dormant", "notpresent"}:
-            text = _("{address} is on {name}, whose link is {state}").format(
-                address=given.address, name=found.name, state=found.state
+        elif found.state == "down":
+            text = _("{address} is on {name}, whose link is down").format(
+                address=given.address, name=found.name
             )
             yield on.failed(
                 text, _("Check the cable and 'ip link set {n} up'.").format(n=found.name)
@@ -97,7 +96,7 @@ def routes(on: Subject) -> Iterator[HostFinding]:
     """The controller is still reached once the default route is gone."""
     known = on.facts.routes
     if known is None:
-        yield on.untold(_("its routes are not known"), _("Run 'ip route' on it."))
+        yield on.untold(_("its routes are not known"), _("Run 'ip route' on it."), "routes")
         return
     defaults = [route for route in known if route.to.prefixlen == 0]
     if on.site.egress.default_route is not None:
@@ -149,7 +148,7 @@ def ports(on: Subject) -> Iterator[HostFinding]:
     """What will listen here finds its ports free, or has them already."""
     taken = on.facts.listeners
     if taken is None:
-        yield on.untold(_("its ports in use are not known"), _("Run 'ss -ltnup' on it."))
+        yield on.untold(_("its ports in use are not known"), _("Run 'ss -ltnup' on it."), "ports")
         return
     clashes = 0
     for need in on.needs.ports:

@@ -24,9 +24,8 @@ def space(on: Subject) -> Iterator[HostFinding]:
     """The bundle fits, counted per file system in whole blocks, what is there already left out."""
     rooms = rooms_of(on.needs.bundle, on.facts, on.site.folder)
     if rooms is None:
-        yield on.untold(
-            _("its free space is not known"), _("Run 'df -B1 {f}' on it.").format(f=on.site.folder)
-        )
+        remedy = _("Run 'df -B1 {f}' on it.").format(f=on.site.folder)
+        yield on.untold(_("its free space is not known"), remedy, on.site.folder)
         return
     for room in rooms:
         if room.fits:
@@ -86,6 +85,7 @@ def disk_speed(on: Subject) -> Iterator[HostFinding]:
         yield on.untold(
             _("the disk of {folder} could not be measured").format(folder=on.site.folder),
             _("Is it full, or read-only? 'df {f}', 'findmnt -T {f}'.").format(f=on.site.folder),
+            "disk",
         )
         return
     rate = found.bytes * 1000 // found.milliseconds
@@ -145,7 +145,7 @@ def shared(on: Subject) -> Iterator[HostFinding]:
         return
     found = on.facts.folder(path)
     if found is None or not found.exists:
-        text = _("{path} is not there, or does not answer").format(path=path)
+        text = on.with_reason(_("{path} is not there, or does not answer").format(path=path), path)
         yield on.failed(text, _("Mount the shared storage there: 'mount {p}'.").format(p=path))
     elif found.mount == "/" or found.device == _device(on, "/"):
         text = _("{path} is on the host's own disk: nothing is mounted there").format(path=path)

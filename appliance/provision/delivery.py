@@ -116,12 +116,24 @@ class _Wanted:
     blobs: tuple[tuple[int, int], ...]
     files: bool
 
+    def is_of(self, shipment: Shipment) -> bool:
+        """Whether it is a part of what was announced: a host is not believed to say so."""
+        sizes = [size for _digest, size in shipment.blobs]
+        return all(
+            0 <= index < len(sizes) and 0 <= offset <= sizes[index] for index, offset in self.blobs
+        )
+
     def size(self, shipment: Shipment) -> int:
+        """Bytes that are to be sent."""
         return sum(shipment.blobs[index][1] - offset for index, offset in self.blobs)
 
 
 class _ResumedBadly(Exception):
     """What an earlier run had left of a blob was not what was sent; the host threw it away."""
+
+    def __init__(self, blob: str) -> None:
+        super().__init__(blob)
+        self.blob = blob
 
 
 class _Receiving:
@@ -143,9 +155,21 @@ class _Receiving:
             self._pipe.write(program("receiver"))
             self._pipe.writelines(shipment.announce(self._home, run))
             self._pipe.flush()
-        answer = self._answer(shipment)
-        wanted = tuple((int(index), int(offset)) for index, offset in answer["blobs"])
-        return _Wanted(wanted, bool(answer["files"]))
+        try:
+            answer = self._answer(shipment)
+            wanted = _Wanted(
+                tuple((int(index), int(offset)) for index, offset in answer["blobs"]),
+                bool(answer["files"]),
+            )
+        except (KeyError, TypeError, ValueError, _ResumedBadly) as error:
+            raise self._beside_the_point() from error
+        if not wanted.is_of(shipment):
+            raise self._beside_the_point()
+        return wanted
+
+    def _beside_the_point(self) -> ApplianceError:
+        reason = _("It asked for something that it was not offered.")
+        return self._remote.failed(["receiver"], reason)
 
     def send(self, wanted: _Wanted, shipment: Shipment, store: Store, task: Task) -> Sent:
         """Send what is wanted; return when the host has it."""
@@ -181,16 +205,17 @@ class _Receiving:
 
     def _answer(self, shipment: Shipment) -> dict[str, Any]:
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        try:
-            answer = json.loads(line)
-        except ValueError:
-            answer = None
-        if not isinstance(answer, dict):
-            raise self._broken_off()
-        if "error" in answer:
-            raise self._refusal(answer, shipment)
-        return answer
+        for line in self.process.stdout:
+            try:
+                answer = json.loads(line)
+            except (ValueError, RecursionError):
+                continue  # a login script greets
+            if not isinstance(answer, dict):
+                continue
+            if "error" in answer:
+                raise self._refusal(answer, shipment)
+            return answer
+        raise self._broken_off()
 
     def _broken_off(self) -> ApplianceError:
         """Why there is no answer."""
@@ -209,7 +234,7 @@ class _Receiving:
         reason = " ".join(str(answer[name]) for name in ("path", "reason") if answer.get(name))
         folder = f"{self._home}/releases/{shipment.release}"
         made: dict[str, Callable[[], Exception]] = {
-            "resumed-badly": _ResumedBadly,
+            "resumed-badly": lambda: _ResumedBadly(str(answer.get("digest"))),
             "damaged": lambda: DeliveryDamaged(blob=answer.get("digest"), host=host),
             "not-locked": lambda: HostLockLost(host=host),
             "release-differs": lambda: ReleaseDiffers(
@@ -249,12 +274,18 @@ def deliver(
     The caller holds the hosts' locks with ``run``. A host that fails does not stop the others; then
     their error is raised (:func:`~appliance.provision.several.one_error`) when all are done.
     """
-    sent, failures, again = _round(remotes, shipment, store, progress, home=home, run=run)
-    if again:
-        retried = {name: remotes[name] for name in again}
-        more, failed, _again = _round(retried, shipment, store, progress, home=home, run=run)
+    sent: dict[str, Sent] = {}
+    failures: dict[str, ApplianceError] = {}
+    again: Mapping[str, str] = dict.fromkeys(remotes, "")
+    # A host throws away one bad beginning in each round, and has no more of them than blobs.
+    for _turn in range(len(shipment.blobs) + 1):
+        waiting = {name: remotes[name] for name in again}
+        more, failed, again = _round(waiting, shipment, store, progress, home=home, run=run)
         sent |= more
         failures |= failed
+        if not again:
+            break
+    failures |= {name: DeliveryDamaged(blob=blob, host=name) for name, blob in again.items()}
     if failures:
         raise one_error(failures)
     return sent
@@ -268,10 +299,10 @@ def _round(
     *,
     home: str,
     run: str,
-) -> tuple[dict[str, Sent], dict[str, ApplianceError], frozenset[str]]:
-    """Deliver once; the last value is the hosts to try again."""
+) -> tuple[dict[str, Sent], dict[str, ApplianceError], dict[str, str]]:
+    """Deliver once; the last value is the hosts to try again, each with the blob that it is for."""
     receivers: dict[str, _Receiving] = {}
-    again: set[str] = set()
+    again: dict[str, str] = {}
 
     def ask(remote: Remote) -> _Wanted:
         receivers[remote.name] = receiving = _Receiving(remote, home)
@@ -281,17 +312,18 @@ def _round(
         wanted, failures = try_each(remotes, ask)
         total = sum(each.size(shipment) for each in wanted.values())
 
-        def send(remote: Remote) -> Sent:
+        def send(remote: Remote) -> Sent | None:
             try:
                 return receivers[remote.name].send(wanted[remote.name], shipment, store, task)
-            except _ResumedBadly:
-                again.add(remote.name)
-                return Sent(0, 0)
+            except _ResumedBadly as bad:
+                again[remote.name] = bad.blob
+                return None
 
         title = _("Copying to {n} hosts").format(n=len(wanted))
         with progress.task(title, total, "bytes") as task:
-            sent, failed = try_each({name: remotes[name] for name in wanted}, send)
-        return sent, failures | failed, frozenset(again)
+            ended, failed = try_each({name: remotes[name] for name in wanted}, send)
+        sent = {name: each for name, each in ended.items() if each is not None}
+        return sent, failures | failed, again
     finally:
         # ^C comes here too: every receiver ends with its connection and keeps what it has.
         for receiving in receivers.values():

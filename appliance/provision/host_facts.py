@@ -7,8 +7,9 @@ the standard library only. It changes nothing. The one file it writes, to measur
 unlinked as soon as it is open, so that not even a kill leaves it behind.
 
 Every fact is read in a thread of its own. One that cannot be read is null, one that is not there in
-time (a dead NFS server, a GPU that does not answer) is null as well, and the others are not held
-up: the program ends within ``deadline_s`` seconds of its start. Its last line is
+time (a dead NFS server, a GPU that does not answer) is null as well, and ``unknown`` says why, by
+the fact's name; a folder says it in its own place. The others are not held up: the program ends
+within ``deadline_s`` seconds of its start. Its last line is
 ``sovctl-facts {…}``, whatever a login script printed before. Numbers are whole: bytes,
 milliseconds, Mbit/s.
 
@@ -71,6 +72,8 @@ PROCESSES = ("raylet", "gcs_server", "dockerd", "containerd", "kubelet", "k3s", 
 
 Asked = Dict[str, Any]
 
+_LATE = "not in time"
+
 
 # --- reading, with bounds -----------------------------------------------------------------------
 
@@ -107,6 +110,12 @@ def _command(*argv: str) -> Optional[str]:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout[:_LIMIT].decode("utf-8", "replace")
+
+
+def _why(error: BaseException) -> str:
+    """The reason in a few words, for whoever looks at this host next."""
+    said = error.strerror if isinstance(error, OSError) else None
+    return said or "%s: %s" % (type(error).__name__, error)
 
 
 # --- the machine and its system -----------------------------------------------------------------
@@ -520,23 +529,24 @@ def _folder(path: str) -> "Dict[str, Any]":
 
 
 def _folders(asked: Asked) -> "List[Dict[str, Any]]":
-    """Each in a thread: a dead file server holds up its own folder only."""
+    """Each in a thread: a dead file server holds up its own folder only. What is not known of one
+    says why."""
     paths = [asked.get("folder", "/"), "/", "/tmp", "/var/tmp", "/dev/shm"]
     paths += asked.get("folders", [])[:16]
-    found: Dict[str, Dict[str, Any]] = {}
+    found = {path: {"asked": path, "unknown": _LATE} for path in paths}
 
     def look(path: str) -> None:
         try:
             found[path] = _folder(path)
-        except Exception:
-            pass  # it is left out
+        except Exception as error:
+            found[path] = {"asked": path, "unknown": _why(error)}
 
     threads = [threading.Thread(target=look, args=(path,), daemon=True) for path in paths]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(_CONNECT_S)
-    return [found[path] for path in dict.fromkeys(paths) if path in found]
+    return list(found.values())
 
 
 def _disk(asked: Asked) -> "Optional[Dict[str, Any]]":
@@ -647,22 +657,24 @@ FACTS: Dict[str, Callable[[Asked], Any]] = {
 
 
 def collect(asked: Asked) -> "Dict[str, Any]":
-    """Every fact by name; null where it could not be read, or not in time."""
+    """Every fact by name; null where it could not be read, or not in time, and then why."""
     deadline = time.monotonic() + float(asked.get("deadline_s", _DEADLINE_S))
     facts: Dict[str, Any] = dict.fromkeys(FACTS)
+    unknown = dict.fromkeys(FACTS, _LATE)
 
     def learn(name: str) -> None:
         try:
             facts[name] = FACTS[name](asked)
-        except Exception:
-            facts[name] = None  # a host can be odd in ways that nobody foresaw
+            del unknown[name]
+        except Exception as error:  # a host can be odd in ways that nobody foresaw
+            unknown[name] = _why(error)
 
     threads = [threading.Thread(target=learn, args=(name,), daemon=True) for name in FACTS]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(max(deadline - time.monotonic(), 0))
-    return dict(facts)
+    return {**facts, "unknown": dict(unknown)}
 
 
 def main(asked: str) -> None:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from appliance.errors import HostKeyChanged, HostKeyUnknown, HostUnreachable
 from appliance.i18n import _
+from appliance.provision.several import AT_ONCE
 from appliance.provision.ssh import CONNECT_S
 from appliance.store.blobs import sync_folder
 
@@ -34,7 +35,9 @@ if TYPE_CHECKING:
     from appliance.manifests.site import Host, Site
 
 _TYPES = "ed25519,ecdsa,rsa"
-_AT_ONCE = 32
+_SCAN_S = (
+    CONNECT_S * 6.0
+)  # a host that sends a byte now and then keeps ssh-keyscan waiting for ever
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,27 +174,26 @@ def establish(
 
 def scan(site: Site, hosts: Sequence[Host]) -> list[tuple[HostKey, ...]]:
     """What each host offers, asked in parallel. Raises :class:`HostUnreachable`."""
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         return list(pool.map(lambda host: _scan_one(site, host), hosts))
 
 
 def _scan_one(site: Site, host: Host) -> tuple[HostKey, ...]:
     address, port = str(site.management_address(host)), host.ssh.port
-    done = subprocess.run(
-        ["ssh-keyscan", "-T", str(CONNECT_S), "-t", _TYPES, "-p", str(port), "--", address],
-        check=False,
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-        timeout=CONNECT_S * 6,
-    )
-    found = parse(done.stdout.decode(errors="replace"))
+    try:
+        done = subprocess.run(
+            ["ssh-keyscan", "-T", str(CONNECT_S), "-t", _TYPES, "-p", str(port), "--", address],
+            check=False,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=_SCAN_S,
+        )
+        printed, complaints = done.stdout, _complaints(done.stderr)
+    except subprocess.TimeoutExpired as error:
+        printed, complaints = error.stdout or b"", [_("It does not come to an end")]
+    found = parse(printed.decode(errors="replace"))
     keys = tuple(dict.fromkeys(key for several in found.values() for key in several))
     if not keys:
-        complaints = [
-            line
-            for line in done.stderr.decode(errors="replace").splitlines()
-            if line and not line.startswith("#")
-        ]
         reason = complaints[-1] if complaints else _("It shows no SSH host key")
         raise HostUnreachable(
             host=host.name,
@@ -201,6 +203,11 @@ def _scan_one(site: Site, host: Host) -> tuple[HostKey, ...]:
             reason=f"{reason.rstrip('.')}.",
         )
     return keys
+
+
+def _complaints(stderr: bytes) -> list[str]:
+    lines = stderr.decode(errors="replace").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def read(path: Path) -> Known:

@@ -19,7 +19,8 @@ from datetime import UTC, datetime
 from typing import Any, Self
 
 from appliance.errors import ApplianceError, HostBusy
-from appliance.provision.several import on_each, one_error, try_each
+from appliance.i18n import _
+from appliance.provision.several import one_error, try_each
 from appliance.provision.ssh import Remote
 from appliance.provision.there import COMMAND, program
 
@@ -56,9 +57,14 @@ def hold(remotes: Mapping[str, Remote], home: str, claim: Claim) -> Iterator[Cla
         )
 
 
-def break_locks(remotes: Mapping[str, Remote], home: str) -> dict[str, Mapping[str, Any] | None]:
-    """Take the lock of each host away from whoever has it; return who had it."""
-    return on_each(remotes, lambda remote: _ask(remote, {"do": "break", "home": home}))
+def break_locks(
+    remotes: Mapping[str, Remote], home: str
+) -> tuple[dict[str, Mapping[str, Any] | None], dict[str, ApplianceError]]:
+    """Take the lock of each host away from whoever has it; return who had it, and what failed.
+
+    Both, because a lock that was broken is to be recorded whatever another host says.
+    """
+    return try_each(remotes, lambda remote: _ask(remote, {"do": "break", "home": home}))
 
 
 def _take(remote: Remote, home: str, claim: Claim) -> None:
@@ -73,9 +79,13 @@ def _ask(remote: Remote, request: Mapping[str, Any]) -> Mapping[str, Any] | None
     """One request to the host's lock. Raises :class:`ApplianceError`."""
     line = json.dumps(request).encode() + b"\n"
     done = remote.check(COMMAND, stdin=program("lock_there") + line, sudo=True)
-    answer = json.loads(done.stdout)
+    try:
+        answer = json.loads(done.stdout.splitlines()[-1])  # a login script may have greeted first
+        held = None if "error" in answer else answer["held"]
+    except (IndexError, ValueError, RecursionError, KeyError, TypeError) as error:
+        raise remote.failed(["lock"], _("It did not say who holds the lock.")) from error
     if "error" in answer:
-        failure: ApplianceError = remote.failed(["lock"], str(answer["error"]))
-        raise failure
-    held: Mapping[str, Any] | None = answer["held"]
+        raise remote.failed(["lock"], str(answer["error"]))
+    if held is not None and not isinstance(held, dict):
+        raise remote.failed(["lock"], _("It did not say who holds the lock."))
     return held

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv6Address
 from typing import Literal
 
 from appliance.i18n import N_
@@ -34,7 +34,6 @@ from appliance.manifests.site import (
 )
 
 Address = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
 
 PACKAGES_FACTOR = 5
 """Bytes on disk for each byte of a .deb, by their own Installed-Size: 4.1 over all packages of
@@ -42,8 +41,6 @@ Debian 12, 5.1 for Prometheus, the largest of those that a site without GPUs nee
 
 WRITE_BYTES = 32 << 20
 """Written to measure a disk: enough to tell a disk from a USB stick, gone in a second."""
-
-RAY = frozenset({Role.RAY_HEAD, Role.RAY_WORKER})
 
 _CUDA_WHEEL = re.compile(r"nvidia_cuda_runtime(?:_cu\d+)?-(\d+)\.(\d+)[.\d]*-")
 _CUDA_TORCH = re.compile(r"torch-[^-]*(?:\+|%2B)cu(\d{2})(\d)-")
@@ -81,7 +78,7 @@ class PortNeed:
     """Ports that a program of ours will listen on.
 
     ``address`` None: on all of the host's. ``units`` are the systemd services that may have it
-    already, because they are ours or will be. ``firm``: one port, not one of many to choose from.
+    already, because they are ours or will be.
     """
 
     protocol: Literal["tcp", "udp"]
@@ -92,6 +89,7 @@ class PortNeed:
 
     @property
     def firm(self) -> bool:
+        """Whether it must have just these ports."""
         return len(self.ports) < 10
 
 
@@ -139,9 +137,8 @@ def version_of(text: str) -> tuple[int, ...]:
 def host_needs(site: Site, host: Host, bundle: BundleNeeds | None) -> HostNeeds:
     """What ``host`` must have for its roles."""
     storage = site.storage
-    uses = bool(host.roles & {*RAY, Role.GATEWAY})
-    shared = storage.path if uses and isinstance(storage, MountedStorage) else None
-    return HostNeeds(bundle, tuple(_ports(site, host)), shared, bool(host.roles & RAY))
+    shared = storage.path if host.uses_storage and isinstance(storage, MountedStorage) else None
+    return HostNeeds(bundle, tuple(_ports(site, host)), shared, host.runs_ray)
 
 
 _RAY_UNITS = frozenset({"sovctl-ray.service", "sovctl-serve.service"})
@@ -161,7 +158,7 @@ def _ports(site: Site, host: Host) -> Iterator[PortNeed]:
         yield _port(site_ports.SERVE, N_("Serve's proxy"), _RAY_UNITS, _LOOPBACK)
         yield _port(site_ports.RELAY_DASHBOARD, N_("the relay"), _RELAY, cluster)
         yield _port(site_ports.RELAY_SERVE, N_("the relay"), _RELAY, cluster)
-    if host.roles & RAY:
+    if host.runs_ray:
         daemons = range(site_ports.NODE_MANAGER, site_ports.METRICS_EXPORT + 1)
         yield PortNeed("tcp", daemons, N_("Ray's daemons"), _RAY_UNITS)
         yield PortNeed("tcp", site_ports.WORKERS, N_("Ray's workers"), _RAY_UNITS)
@@ -171,7 +168,7 @@ def _ports(site: Site, host: Host) -> Iterator[PortNeed]:
         for name in site.gateway.networks:
             yield _port(site.gateway.port, N_("the gateway"), _GATEWAY, host.address_in(name))
     if Role.MONITORING in host.roles:
-        yield _port(9090, N_("Prometheus"), _PROMETHEUS, _LOOPBACK)
+        yield _port(site_ports.PROMETHEUS, N_("Prometheus"), _PROMETHEUS, _LOOPBACK)
     yield _port(site_ports.NODE_EXPORTER, N_("the node exporter"), _EXPORTER)
     yield PortNeed(
         "udp", range(site_ports.TIME, site_ports.TIME + 1), N_("the time service"), _CHRONY
@@ -203,7 +200,7 @@ def peers_of(site: Site, host: Host) -> tuple[Host, ...]:
     """The other hosts that it must reach over the cluster network: its Ray cluster's, and what the
     gateway stands in front of."""
     if Role.GATEWAY in host.roles:
-        others = [other for other in site.hosts if other.roles & RAY]
+        others = [other for other in site.hosts if other.runs_ray]
     else:
         others = [other for other in site.hosts if other.domain and other.domain == host.domain]
     return tuple(other for other in others if other != host)

@@ -13,13 +13,13 @@ it (:mod:`~appliance.provision.host_facts`); what they mean is decided here
 from __future__ import annotations
 
 import json
+import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Protocol
 
 from appliance.errors import ApplianceError, SudoRefused
 from appliance.i18n import _
@@ -28,39 +28,17 @@ from appliance.progress import Progress, Silent, Task
 from appliance.provision import host_facts
 from appliance.provision.checks import CHECKS, judge
 from appliance.provision.checks_between import between
-from appliance.provision.facts import Address, FactsUnreadable, HostFacts, read_facts
+from appliance.provision.facts import Address, HostFacts
+from appliance.provision.facts_reader import FactsUnreadable, read_facts
 from appliance.provision.finding import LEVELS, HostFinding
 from appliance.provision.needs import BundleNeeds, asked_of, host_needs
+from appliance.provision.several import AT_ONCE
 from appliance.provision.subject import Meeting, Subject
+from appliance.provision.way import Way
 
-_AT_ONCE = 32  # hosts; each costs the controller an ssh process
 _PROBE_S = 40  # the probe ends itself after 8; a busy host starts Python slowly
 _COMMAND_S = 20
 _CLOCK_ROUNDS = 3
-
-
-class Answer(Protocol):
-    """What a command on a host came to; :class:`~appliance.provision.ssh.Completed`."""
-
-    @property
-    def status(self) -> int: ...
-    @property
-    def stdout(self) -> bytes: ...
-    @property
-    def complaint(self) -> str: ...
-
-
-class Way(Protocol):
-    """A way to run commands on a host; :class:`~appliance.provision.ssh.Remote` is one."""
-
-    def run(
-        self,
-        argv: Sequence[str],
-        *,
-        stdin: bytes = b"",
-        timeout_s: float = 60,
-        sudo: bool = False,
-    ) -> Answer: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +106,7 @@ def examine(
     progress = progress or Silent()
     with (
         progress.task(_("Examining the hosts"), len(site.hosts), "items") as task,
-        ThreadPoolExecutor(min(_AT_ONCE, len(site.hosts))) as threads,
+        ThreadPoolExecutor(min(AT_ONCE, len(site.hosts))) as threads,
     ):
         seen = list(
             threads.map(lambda host: _see(site, host, remotes[host.name], task), site.hosts)
@@ -269,8 +247,8 @@ def _same_storage(
         )
     except ApplianceError as error:
         return [_storage(first, error.sentences()[1])]
-    name = made.stdout.decode(errors="replace").strip()
-    if made.status != 0 or not name.startswith(path):
+    name = _file_in(path, made.stdout)
+    if made.status != 0 or name is None:
         text = _("root cannot write to {path}: {reason}")
         return [_storage(first, text.format(path=path, reason=made.complaint))]
 
@@ -286,9 +264,34 @@ def _same_storage(
         return HostFinding(host.name, "storage", "pass", text)
 
     try:
-        return list(threads.map(look, others))
+        findings = list(threads.map(look, others))
     finally:
-        remotes[first.name].run(["rm", "-f", "--", name], timeout_s=_COMMAND_S, sudo=True)
+        left = _remove(first, remotes[first.name], name)
+    return findings + left
+
+
+def _file_in(path: str, printed: bytes) -> str | None:
+    """The file that mktemp named last, if it is ours and directly in ``path``: it is removed."""
+    lines = printed.decode(errors="replace").split("\n")
+    name = next((line for line in reversed(lines) if line), "")
+    ours = re.fullmatch(re.escape(path.rstrip("/")) + r"/\.sovctl-check-[A-Za-z0-9]+", name)
+    return name if ours else None
+
+
+def _remove(host: Host, way: Way, name: str) -> list[HostFinding]:
+    """Remove the file; what is found if that cannot be done."""
+    try:
+        done = way.run(["rm", "-f", "--", name], timeout_s=_COMMAND_S, sudo=True)
+        if done.status == 0:
+            return []
+        reason = done.complaint
+    except ApplianceError as error:
+        reason = error.sentences()[1]
+    text = _("the empty file {name} could not be removed: {reason}")
+    remedy = _("Remove it: 'rm {name}'.").format(name=name)
+    return [
+        HostFinding(host.name, "storage", "warn", text.format(name=name, reason=reason), remedy)
+    ]
 
 
 def _mounted(site: Site, host: Host, known: Mapping[str, HostFacts]) -> bool:

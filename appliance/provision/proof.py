@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from appliance.egress.host_probe import Order, program
 from appliance.egress.probe import ProbeResult
@@ -27,46 +27,18 @@ from appliance.egress.ruleset import render
 from appliance.egress.verdict import Answer, results_from_json
 from appliance.errors import ApplianceError
 from appliance.manifests.site import Host, Site
+from appliance.provision.several import AT_ONCE
+from appliance.provision.way import Way
 
 USER: Final = "sovctl"
 _SECONDS = 30.0  # half a second on an idle host
-_AT_ONCE = 32
 _COUNTERS = ("refused_tcp", "refused_udp", "refused_dns", "refused_icmp")
 _SHOWN = 300
-
-
-class Answered(Protocol):
-    """A command that ran on a host."""
-
-    @property
-    def status(self) -> int:
-        """Its exit status."""
-
-    @property
-    def stdout(self) -> bytes:
-        """What it printed."""
-
-    @property
-    def complaint(self) -> str:
-        """The last line of its standard error."""
-
-
-class Remote(Protocol):
-    """One host, as :class:`appliance.provision.ssh.Remote` reaches it."""
-
-    def run(
-        self,
-        argv: Sequence[str],
-        *,
-        stdin: bytes = b"",
-        timeout_s: float = 60,
-        sudo: bool = False,
-    ) -> Answered:
-        """Run ``argv`` there to its end; raises :class:`ApplianceError` if it cannot be reached."""
+_NO_REPORT = (ValueError, RecursionError, TypeError, KeyError, AttributeError)
 
 
 def examine(
-    site: Site, remotes: Mapping[str, Remote], *, attempts: bool = True, control: bool = False
+    site: Site, remotes: Mapping[str, Way], *, attempts: bool = True, control: bool = False
 ) -> dict[str, tuple[ProbeResult, ...]]:
     """What each host says, by the name of the place. Blocks for seconds; raises nothing of a host.
 
@@ -86,7 +58,7 @@ def examine(
             return (ProbeResult("ssh", host.name, "unclear", done.complaint),)
         return results_of(done.stdout, attempts=attempts)
 
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         found = pool.map(ask, site.hosts)
         return {f"host {host.name}": each for host, each in zip(site.hosts, found, strict=True)}
 
@@ -108,7 +80,7 @@ def results_of(answer: bytes, *, attempts: bool = True) -> tuple[ProbeResult, ..
         report = json.loads(answer)
         made = results_from_json(report["attempts"])
         return (*_state(report), *(_counted(report) if attempts else ()), *made)
-    except (ValueError, TypeError, KeyError) as error:
+    except _NO_REPORT as error:
         detail = f"{type(error).__name__}: {error}"[:_SHOWN]
         return (ProbeResult("report", "host_probe", "unclear", detail),)
 
@@ -161,5 +133,5 @@ def gateway_places(answer: Mapping[str, Any]) -> dict[str, tuple[ProbeResult, ..
     """The places of a verdict that the gateway gave. What is not one is unclear. Pure."""
     try:
         return {str(p["name"]): results_from_json(p["results"]) for p in answer["places"]}
-    except (ValueError, TypeError, KeyError) as error:
+    except _NO_REPORT as error:
         return {"gateway": (ProbeResult("seal", "gateway", "unclear", str(error)[:_SHOWN]),)}

@@ -1,6 +1,8 @@
 """The same for every host at once, and one error for what failed.
 
-    answers = on_each(remotes, lambda remote: remote.check(["uname", "-r"]).text)
+    answers, failures = try_each(remotes, lambda remote: remote.check(["uname", "-r"]).text)
+    if failures:
+        raise one_error(failures)
 
 A host that fails does not stop the others: what they have done need not be done again. ^C leaves at
 once; the commands under way are ended by whoever opened the connections.
@@ -17,24 +19,17 @@ from appliance.provision.ssh import Remote
 
 T = TypeVar("T")
 
-_AT_ONCE = 32
-
-
-def on_each(remotes: Mapping[str, Remote], act: Callable[[Remote], T]) -> dict[str, T]:
-    """``act`` on all hosts in parallel; raises what :func:`one_error` makes of failures."""
-    results, failures = try_each(remotes, act)
-    if failures:
-        raise one_error(failures)
-    return results
+AT_ONCE = 32
+"""Hosts that are talked to at the same time; each costs the controller an ssh process."""
 
 
 def try_each(
     remotes: Mapping[str, Remote], act: Callable[[Remote], T]
 ) -> tuple[dict[str, T], dict[str, ApplianceError]]:
-    """As :func:`on_each`, but return what failed beside what did not."""
+    """``act`` on all hosts in parallel; what it returned, and what failed, by host."""
     results: dict[str, T] = {}
     failures: dict[str, ApplianceError] = {}
-    pool = ThreadPoolExecutor(_AT_ONCE)
+    pool = ThreadPoolExecutor(AT_ONCE)
     try:
         begun = {name: pool.submit(act, remote) for name, remote in remotes.items()}
         for name, future in begun.items():

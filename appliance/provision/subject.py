@@ -45,14 +45,25 @@ class Subject:
         return replace(self, check=check)
 
     def passed(self, text: str) -> HostFinding:
+        """All is well; ``text`` says with what."""
         return HostFinding(self.host.name, self.check, "pass", text)
 
     def warned(self, text: str, remedy: str) -> HostFinding:
+        """It can be used like that, and had better not be."""
         return HostFinding(self.host.name, self.check, "warn", text, remedy)
 
     def failed(self, text: str, remedy: str) -> HostFinding:
+        """It cannot be used like that."""
         return HostFinding(self.host.name, self.check, "fail", text, remedy)
 
-    def untold(self, what: str, remedy: str) -> HostFinding:
-        """The host could not say: a warning, since nobody looked."""
-        return HostFinding(self.host.name, self.check, "warn", what, remedy)
+    def untold(self, what: str, remedy: str, fact: str = "") -> HostFinding:
+        """The host could not say: a warning, since nobody looked.
+
+        ``fact`` is what it was asked for, by the name in :attr:`HostFacts.unknown`.
+        """
+        return self.warned(self.with_reason(what, fact), remedy)
+
+    def with_reason(self, what: str, fact: str) -> str:
+        """``what``, and why the host could not tell, where it says so."""
+        reason = self.facts.unknown.get(fact)
+        return f"{what} ({reason})" if reason else what

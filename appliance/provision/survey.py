@@ -20,9 +20,8 @@ from appliance.progress import Progress
 from appliance.provision.host_keys import HostKey, decide, label, read, render, scan, suffices
 from appliance.provision.needs import BundleNeeds
 from appliance.provision.preflight import Report, examine
+from appliance.provision.several import AT_ONCE
 from appliance.provision.ssh import connections
-
-_AT_ONCE = 32
 
 
 def survey(
@@ -49,7 +48,7 @@ def survey(
     with tempfile.TemporaryDirectory(prefix="sovctl-") as folder:
         place = SitePlace(Home(Path(folder)), site.name)
         place.root.mkdir(parents=True)
-        with ThreadPoolExecutor(min(_AT_ONCE, len(site.hosts))) as threads:
+        with ThreadPoolExecutor(min(AT_ONCE, len(site.hosts))) as threads:
             keys = list(threads.map(keys_of, site.hosts))
         names = [label(str(site.management_address(h)), h.ssh.port) for h in site.hosts]
         trusted = {name: known for name, known in zip(names, keys, strict=True) if known}

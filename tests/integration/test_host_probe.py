@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import json
 import os
 import shutil
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from appliance.provision import host_facts
-from appliance.provision.facts import HostFacts, read_facts
+from appliance.provision.facts import HostFacts
+from appliance.provision.facts_reader import read_facts
 from appliance.provision.preflight import program
 
 ALONE = ("unshare", "--net", "--map-root-user")
@@ -38,9 +40,16 @@ def probe(
     return read_facts(done.stdout), json.loads(line.removeprefix(host_facts.MARK))
 
 
-def test_it_parses_where_old_pythons_are() -> None:
-    source = Path(host_facts.__file__).read_text()
-    ast.parse(source, feature_version=(3, 6))
+def test_it_is_one_file_for_old_pythons_that_needs_no_other() -> None:
+    parsed = ast.parse(Path(host_facts.__file__).read_text(), feature_version=(3, 6))
+    nodes = list(ast.walk(parsed))
+    imported = {
+        alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names
+    }
+    imported |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+    assert imported <= sys.stdlib_module_names
+    assert "__future__" not in imported  # its annotations are of 3.7
+    assert {"main", "collect"} <= {n.name for n in parsed.body if isinstance(n, ast.FunctionDef)}
 
 
 def _pythons() -> list[str]:
@@ -59,6 +68,7 @@ def test_every_fact_can_be_read_on_a_machine_in_order(python: str, tmp_path: Pat
     # What a desk may lack: systemd as process 1, Debian's tools, an installation.
     missing = {name for name, value in raw.items() if value is None}
     assert missing <= {"services", "packages", "firewall", "installed"}
+    assert raw["unknown"] == {}
     assert facts.system.machine == os.uname().machine
     assert facts.cpu.cores and facts.memory.total
     assert facts.disk is not None and facts.disk.bytes == 1 << 20
@@ -72,6 +82,7 @@ def test_nobody_gets_an_answer_too(tmp_path: Path) -> None:
     facts, raw = probe(tmp_path, "/usr/bin/python3", uid=NOBODY)
     assert facts.memory.total
     assert raw["disk"] is None  # it may not write there, and does not fall over it
+    assert facts.unknown["disk"] == "Permission denied"
     assert facts.folder(str(tmp_path)) is not None or facts.folder("/") is not None
 
 
@@ -86,3 +97,19 @@ def test_what_is_asked_wrongly_costs_that_fact_only(tmp_path: Path) -> None:
     facts, raw = probe(tmp_path, sys.executable, connect="x", folders=[7], write_bytes="much")
     assert raw["connections"] is None and raw["disk"] is None
     assert facts.memory.total
+    assert facts.unknown.keys() == {"connections", "disk"}
+    assert facts.unknown["disk"].startswith("ValueError: ")
+
+
+def test_a_folder_that_cannot_be_looked_at_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stale(path: str) -> os.statvfs_result:
+        if path == "/proc":
+            raise OSError(errno.ESTALE, "Stale file handle", path)
+        return real(path)
+
+    real = os.statvfs
+    monkeypatch.setattr(host_facts.os, "statvfs", stale)
+    printed = host_facts.MARK + json.dumps(host_facts.collect({"folders": ["/proc"]}))
+    facts = read_facts(printed.encode())
+    assert facts.folder("/proc") is None and facts.folder("/") is not None
+    assert facts.unknown == {"/proc": "Stale file handle"}

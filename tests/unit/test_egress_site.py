@@ -81,6 +81,8 @@ def report(**changes: Any) -> bytes:
         ({"default_routes": ["default via 10.0.0.1"]}, "open"),
         ({"default_routes": ["default via 10.0.0.1"], "route_reason": "the router"}, "closed"),
         ({"after": {}}, "inconclusive"),
+        ({"after": None}, "inconclusive"),
+        ({"before": [1]}, "inconclusive"),
         ({"ruleset": "unknown"}, "inconclusive"),
         ({"guard": False}, "inconclusive"),
         ({"pending": True}, "inconclusive"),
@@ -102,5 +104,7 @@ def test_what_a_hosts_state_says_without_attempts() -> None:
 
 
 def test_a_report_that_is_none_proves_nothing() -> None:
-    assert judge({"host n1": results_of(b"Welcome to Debian")}).answer == "inconclusive"
+    for printed in (b"Welcome to Debian", b"[" * 100_000, b"null", b"7"):
+        assert judge({"host n1": results_of(printed)}).answer == "inconclusive"
+    assert judge(gateway_places({"places": [None]})).answer == "inconclusive"
     assert judge(gateway_places({"error": "no"})).answer == "inconclusive"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance.cli import egress
 from appliance.cli.main import main
 from appliance.errors import ExitCode, PermissionRefused
 from appliance.install import lock
@@ -36,6 +37,11 @@ def _empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "not-a-bundle",
         ),
         (["install", "b.tar", "--trust", "zz"], ExitCode.USAGE, "fingerprint-malformed"),
+        (["status", "--site", "clinic"], ExitCode.NOT_FOUND, "site-not-installed"),
+        (["keys", "list", "--site", "clinic"], ExitCode.NOT_FOUND, "site-not-installed"),
+        (["keys", "list", "--site", "../x"], ExitCode.USAGE, "file-unreadable"),
+        (["status", "--site", "manifests/single.yaml"], ExitCode.NOT_FOUND, "site-not-installed"),
+        (["egress", "prove", "--site", "clinic"], ExitCode.NOT_FOUND, "site-not-installed"),
     ],
 )
 def test_each_refusal_has_its_code_and_status(
@@ -88,3 +94,15 @@ def test_the_gateways_account_is_not_taken_for_healthy_by_silence() -> None:
     assert levels({}) == {"ray": "fail", "serve": "fail"}
     assert levels({**good, "nodes": [{"alive": True}, {"alive": False}]})["ray"] == "fail"
     assert levels({**good, "seal": {"sealed": True, "no_way_out": False}})["way out"] == "fail"
+
+
+@pytest.mark.parametrize("verb", ["prove", "status"])
+def test_a_site_that_the_environment_names_is_proven_as_a_whole(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not only its gateway, which knows nothing of the hosts' firewalls."""
+    asked: list[str] = []
+    monkeypatch.setattr(egress, "_site_verdict", lambda _console, name, **_how: asked.append(name))
+    monkeypatch.setenv("SOVCTL_SITE", "clinic")
+    assert main(["egress", verb, "--json"]) == 0
+    assert asked == ["clinic"]

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import socket
+import threading
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
 
+import pytest
+
+from appliance.cluster import ports
 from appliance.egress.probe import ProbeResult
 from appliance.egress.verdict import judge
-from appliance.install.site import doubts, not_ready, url_of
+from appliance.errors import SiteEndpointDamaged
+from appliance.install import local, lock
+from appliance.install.site import doubts, keep_site_file, not_ready
+from appliance.install.site_endpoint import Endpoint
 from appliance.install.site_plan import SiteFacts, SitePhase, make_site_plan
+from appliance.layout import Home, SitePlace
+from appliance.provision.finding import HostFinding
+from appliance.trust import site_ca
 
 FACTS = SiteFacts(
     site="clinic",
@@ -49,20 +62,14 @@ def test_a_resumed_plan_has_the_same_name() -> None:
     assert make_site_plan(FACTS).id != make_site_plan(replace(FACTS, site="other")).id
 
 
-@dataclass(frozen=True)
-class _Finding:
-    host: str
-    check: str
-    level: str
-    text: str
-    remedy: str = ""
-
-
 def test_every_failed_check_of_every_host_is_said() -> None:
-    assert not_ready("clinic", [_Finding("n1", "disk", "warn", "slow")]) is None
+    assert not_ready("clinic", [HostFinding("n1", "disk", "warn", "slow")]) is None
     error = not_ready(
         "clinic",
-        [_Finding("n1", "disk", "fail", "full.", "make room"), _Finding("n2", "os", "fail", "old")],
+        [
+            HostFinding("n1", "disk", "fail", "full.", "make room"),
+            HostFinding("n2", "os", "fail", "old"),
+        ],
     )
     assert error is not None
     what, why, fix = error.sentences()
@@ -78,5 +85,50 @@ def test_what_is_not_closed_is_told() -> None:
 
 
 def test_an_address_of_either_kind_makes_a_url() -> None:
-    assert url_of("10.0.0.1", 8443) == "https://10.0.0.1:8443"
-    assert url_of("fd00::1", 8443) == "https://[fd00::1]:8443"
+    assert ports.at("10.0.0.1", 8443) == "10.0.0.1:8443"
+    assert ports.at("fd00::1", 8443) == "[fd00::1]:8443"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> SitePlace:
+    return SitePlace(Home(tmp_path / "home"), "clinic")
+
+
+def test_where_a_site_answers_is_kept_and_read_back(place: SitePlace) -> None:
+    assert Endpoint.read(place) is None
+    made = Endpoint("https://10.0.0.1:8443", Path("/ca.pem"), Path("/operator.key"), "demo-1")
+    made.write(place)
+    assert Endpoint.read(place) == made
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "7", "{}", '{"url": "x", "ca": 1}', "\xff"])
+def test_a_damaged_endpoint_is_said_with_what_to_do(place: SitePlace, content: str) -> None:
+    place.root.mkdir(parents=True)
+    place.endpoint.write_bytes(content.encode("latin-1"))
+    with pytest.raises(SiteEndpointDamaged, match="clinic") as caught:
+        Endpoint.read(place)
+    assert "sovctl install" in caught.value.sentences()[2]
+
+
+def test_a_sites_folder_is_the_operators_alone_from_the_first_plan(place: SitePlace) -> None:
+    with lock.hold(place, "sovctl plan"):
+        keep_site_file(place, Path("manifests/single.yaml"))
+    assert place.root.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_gateway_that_answers_something_else_than_http_has_not_answered(tmp_path: Path) -> None:
+    authority = site_ca.make_authority("x", datetime.now(UTC))
+    (tmp_path / "ca.pem").write_bytes(site_ca.certificate_pem(authority[0]))
+    (tmp_path / "key").write_text("sov-key")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            caller, _address = server.accept()
+            with caller:
+                caller.recv(4096)
+                caller.sendall(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/admin/v1/status"
+        with pytest.raises(OSError, match="BadStatusLine"):
+            local.ask(url, tmp_path / "ca.pem", tmp_path / "key")

@@ -34,7 +34,6 @@ from appliance.provision.facts import (
     Connection,
     Cpu,
     DiskWrite,
-    FactsUnreadable,
     Gpu,
     HostFacts,
     Installed,
@@ -46,8 +45,8 @@ from appliance.provision.facts import (
     Security,
     System,
     Systemd,
-    read_facts,
 )  # fmt: skip
+from appliance.provision.facts_reader import FactsUnreadable, read_facts
 from appliance.provision.host_facts import FACTS, MARK
 from appliance.provision.needs import BundleNeeds
 from appliance.provision.subject import Meeting
@@ -305,3 +304,23 @@ def test_the_page_of_checks_is_fresh() -> None:
 
 def test_findings_are_json() -> None:
     assert json.loads(json.dumps([f.as_json() for f in judged(fit())]))[0]["host"] == "n1"
+
+
+def test_why_a_host_could_not_tell_is_part_of_what_is_found() -> None:
+    late = dict.fromkeys(("routes", "security", "installed", "python"), "not in time")
+    said = {
+        "unknown": {**late, "memory": 7},
+        "folders": [
+            {"asked": "/srv/shared", "unknown": "Stale file handle"},
+            {"asked": "/var/lib/sovctl", "unknown": "Permission denied"},
+        ],
+    }
+    facts = read_facts(answer(said))
+    assert facts.folders == ()
+    findings = {finding.check: finding for finding in judged(facts, bundle=bundle())}
+    texts = {check: finding.text for check, finding in findings.items()}
+    for check in late:
+        assert (findings[check].level, texts[check][-13:]) == ("warn", "(not in time)")
+    assert texts["storage"].endswith("(Stale file handle)")
+    assert texts["space"].endswith("(Permission denied)")
+    assert texts["memory"] == "its memory is not known"

@@ -37,6 +37,8 @@ class Pretended:
     sudo: Callable[[], None] = lambda: None
     away: bool = False
     asked: list[str] = field(default_factory=list)
+    greeting: bytes = b""
+    leaves: bool = False
 
     def run(
         self, argv: Sequence[str], *, stdin: Any = b"", timeout_s: float = 60, sudo: bool = False
@@ -54,7 +56,8 @@ class Pretended:
         if argv[0] == "mktemp":
             name = argv[1].removeprefix("--tmpdir=") + f"/.sovctl-check-{self.name}"
             self.disk.add(name)
-            return 0, name.encode() + b"\n", b""
+            self.away = self.leaves
+            return 0, self.greeting + name.encode() + b"\n", b""
         if argv[0] == "test":
             return int(argv[2] not in self.disk), b"", b""
         if argv[0] == "rm":
@@ -110,6 +113,39 @@ def test_storage_that_is_not_shared_is_found_and_nothing_is_left_on_it() -> None
     )
     assert ("pass", "/srv/shared is the same as on n1") in found(report, "n3", "storage")
     assert not common and not hosts[1].disk
+
+
+def _all_on_one_storage(first: Pretended) -> Report:
+    says = answer({**FACTS, "folders": [MOUNTED, ROOT]})
+    first.says = says
+    return looked(first, Pretended("n2", says, first.disk), Pretended("n3", says, first.disk))
+
+
+def test_a_host_that_leaves_during_the_check_of_the_storage_is_a_finding() -> None:
+    report = _all_on_one_storage(Pretended("n1", leaves=True))
+    assert ("pass", "/srv/shared is the same as on n1") in found(report, "n2", "storage")
+    [(level, text)] = [(a, b) for a, b in found(report, "n1", "storage") if "check-n1" in b]
+    assert level == "warn" and "could not be removed" in text
+
+
+def test_what_a_login_script_prints_is_not_taken_for_the_file() -> None:
+    first = Pretended("n1", greeting=b"Welcome to the clinic!\n")
+    report = _all_on_one_storage(first)
+    assert ("pass", "/srv/shared is the same as on n1") in found(report, "n3", "storage")
+    assert not first.disk
+
+
+def test_a_file_elsewhere_is_not_removed_however_it_is_named() -> None:
+    class Elsewhere(Pretended):
+        def _does(self, argv: list[str]) -> tuple[int, bytes, bytes]:
+            if argv[0] == "mktemp":
+                return 0, b"/srv/shared/../../etc/passwd\n", b""
+            return super()._does(argv)
+
+    first = Elsewhere("n1")
+    report = _all_on_one_storage(first)
+    assert any(level == "fail" for level, _text in found(report, "n1", "storage"))
+    assert "rm" not in first.asked
 
 
 def test_the_tables_name_what_failed_and_what_would_change() -> None:

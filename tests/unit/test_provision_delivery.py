@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from appliance.errors import (
+    ApplianceError,
     ConnectionLost,
     DeliveryDamaged,
     DiskFull,
     HostBusy,
+    HostCommandFailed,
     HostLockLost,
     ReleaseDiffers,
 )
@@ -145,6 +147,70 @@ def test_a_bad_beginning_is_thrown_away_and_sent_anew(
     assert Store(home / "store").path(big).read_bytes() == BIG
 
 
+def test_two_bad_beginnings_are_both_sent_anew(
+    host: Remote, tmp_path: Path, shipment: Shipment, store: Store
+) -> None:
+    """Two bundles that broke off, and a third that has both their blobs."""
+    home = tmp_path / "home"
+    for digest, size in shipment.blobs:
+        partial = home / "store" / "tmp" / f"{hex_of(digest)}.partial"
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(b"x" * (size - 1))
+    assert _deliver(host, home, shipment, store) > 0
+    assert (home / "releases" / shipment.release / "bundle.json").exists()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"blobs": [[9, 0]], "files": True},
+        {"blobs": [[-1, 0]], "files": True},
+        {"blobs": [[0, -1]], "files": True},
+        {"blobs": [[0, 1 << 60]], "files": True},
+        {"blobs": "all", "files": True},
+        {"blobs": [[0, "x"]]},
+        {"done": True},
+        {"error": "resumed-badly"},
+    ],
+)
+def test_what_a_host_wants_is_looked_at_first(
+    answer: dict[str, object], tmp_path: Path, shipment: Shipment, store: Store
+) -> None:
+    with local_hosts(tmp_path / "connections", "n1") as good:
+        odd = _odd(good["n1"], json.dumps(answer))
+        with pytest.raises(ApplianceError, match="n1"):
+            deliver({"n1": odd}, shipment, store, Silent(), home=str(tmp_path / "h"), run=RUN)
+
+
+def test_a_login_script_that_greets_is_no_answer(
+    tmp_path: Path, shipment: Shipment, store: Store
+) -> None:
+    with local_hosts(tmp_path / "connections", "n1") as good:
+        polite = _Polite("n1", "root", "127.0.0.1", 22, None, tmp_path, good["n1"].control)
+        assert _deliver(polite, tmp_path / "home", shipment, store) == len(BIG) + len(SMALL)
+
+
+class _Polite(LocalRemote):
+    """A host whose login script greets."""
+
+    def command(self, argv: Sequence[str], *, sudo: bool = False) -> list[str]:
+        return ["sh", "-c", 'echo Welcome; echo 7; exec "$@"', "-", *argv]
+
+
+@dataclass(frozen=True, slots=True)
+class _Odd(LocalRemote):
+    """A host whose programs answer something else."""
+
+    answer: str = ""
+
+    def command(self, argv: Sequence[str], *, sudo: bool = False) -> list[str]:
+        return ["sh", "-c", 'echo "$1"; cat >/dev/null', "-", self.answer]
+
+
+def _odd(host: Remote, answer: str) -> _Odd:
+    return _Odd(host.name, "root", "127.0.0.1", 22, None, host.known_hosts, host.control, answer)
+
+
 def test_a_blob_that_is_not_what_was_announced_is_not_kept(
     host: Remote, tmp_path: Path, shipment: Shipment, store: Store
 ) -> None:
@@ -208,7 +274,7 @@ def test_another_controller_is_refused_until_the_lock_is_broken(
     with host_lock.hold({"n1": host}, home, CLAIM):
         with pytest.raises(HostBusy, match="alice@desk"), host_lock.hold({"n1": host}, home, bob):
             pass
-        broken = host_lock.break_locks({"n1": host}, home)["n1"]
+        broken = host_lock.break_locks({"n1": host}, home)[0]["n1"]
         assert broken is not None and broken["operator"] == "alice@desk"
         with host_lock.hold({"n1": host}, home, bob), pytest.raises(HostLockLost):
             deliver({"n1": host}, shipment, store, Silent(), home=home, run=RUN)
@@ -222,6 +288,28 @@ def test_after_a_kill_the_same_controller_goes_on(host: Remote, tmp_path: Path) 
     (home / "operator-lock").write_text(json.dumps(left))
     with host_lock.hold({"n1": host}, str(home), CLAIM):
         assert json.loads((home / "operator-lock").read_text())["run"] == RUN
+
+
+def test_a_lock_that_answers_nonsense_is_an_error_of_that_host(tmp_path: Path) -> None:
+    with local_hosts(tmp_path / "connections", "n1") as good:
+        for answer in ("Welcome!", "[]", "{}", '{"held": "bob"}'):
+            odd = {"n1": _odd(good["n1"], answer)}
+            with pytest.raises(HostCommandFailed, match="n1"), host_lock.hold(odd, "/h", CLAIM):
+                pass
+        polite = {"n1": _odd(good["n1"], 'Welcome!\n{"held": null}')}
+        with host_lock.hold(polite, "/h", CLAIM) as claim:
+            assert claim == CLAIM
+
+
+def test_a_lock_that_was_broken_is_told_though_another_host_is_gone(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "operator-lock").write_text(json.dumps({"operator": "alice", "run": "old"}))
+    with local_hosts(tmp_path / "connections", "n1") as good:
+        gone = _Gone("n2", "root", "192.0.2.1", 22, None, tmp_path, good["n1"].control)
+        had, failures = host_lock.break_locks({"n2": gone, **good}, str(home))
+    assert had == {"n1": {"operator": "alice", "run": "old"}}
+    assert failures.keys() == {"n2"}
 
 
 # --- a hostile sender -----------------------------------------------------------------------------

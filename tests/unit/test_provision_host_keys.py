@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from preflight_samples import site
 
-from appliance.errors import HostKeyChanged, LoginRefused, SudoRefused
+from appliance.errors import HostKeyChanged, HostUnreachable, LoginRefused, SudoRefused
+from appliance.provision import host_keys
 from appliance.provision.host_keys import (
     HostKey,
     decide,
@@ -74,6 +76,20 @@ def test_nothing_is_looked_up_where_all_is_known() -> None:
     assert suffices((A,), frozenset({A.fingerprint, B.fingerprint}))
     assert not suffices((A,), frozenset({B.fingerprint}))
     assert not suffices((), frozenset({A.fingerprint}))
+
+
+def test_a_host_that_keeps_the_scan_waiting_is_unreachable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a tar pit does: it sends a byte every other second, which ssh-keyscan waits for."""
+    scan = tmp_path / "ssh-keyscan"
+    scan.write_text("#!/bin/sh\nexec sleep 60\n")
+    scan.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(host_keys, "_SCAN_S", 0.2)
+    place = site()
+    with pytest.raises(HostUnreachable, match="n1"):
+        host_keys.scan(place, [place.host("n1")])
 
 
 @given(st.text())

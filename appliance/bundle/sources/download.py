@@ -39,8 +39,6 @@ from appliance.i18n import _
 from appliance.store.space import Files, full_disk, require
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from appliance.bundle.sources.desk import Desk
     from appliance.progress import Task
 
@@ -130,12 +128,7 @@ class Web:
     def __enter__(self) -> Web:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._stopped.set()
         self._client.close()
 
