@@ -291,6 +291,8 @@ def _round(
         title = _("Copying to {n} hosts").format(n=len(wanted))
         with progress.task(title, total, "bytes") as task:
             sent, failed = try_each({name: remotes[name] for name in wanted}, send)
+            if failed:
+                task.note(_("(not all of it to {hosts})").format(hosts=", ".join(failed)))
         return sent, failures | failed, frozenset(again)
     finally:
         # ^C comes here too: every receiver ends with its connection and keeps what it has.
