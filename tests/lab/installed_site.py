@@ -64,9 +64,9 @@ class Attempt:
             assert time.monotonic() < deadline, self.said
             time.sleep(0.02)
 
-    def until_task(self, role: str, seconds: float = 300) -> None:
-        """Wait until Ansible begins a role."""
-        self.until(lambda: f"TASK [{role} : " in self._log(), seconds)
+    def until_task(self, task: str, seconds: float = 300) -> None:
+        """Wait until Ansible begins a task: ``role : The beginning of its name``."""
+        self.until(lambda: f"TASK [{task}" in self._log(), seconds)
 
     def end(self, seconds: float = 300) -> Ended:
         """Let it come to its end."""
