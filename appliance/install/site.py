@@ -27,6 +27,7 @@ from appliance.bundle.load import RESERVE
 from appliance.cluster.ports import at
 from appliance.egress.verdict import Verdict, judge
 from appliance.errors import (
+    ApplianceError,
     HostsNotReady,
     SiteGatewaySilent,
     SiteSealUnproven,
@@ -190,10 +191,32 @@ class SiteInstallation:
         Raises what the phases raise, each recorded in the journal.
         """
         claim_home(self._home)
-        execute(plan, self._acts(), _never_back, self._journal, progress)
+        self._tell_of_a_kill()
+        try:
+            execute(plan, self._acts(), _never_back, self._journal, progress)
+        except BaseException as error:
+            # What it did to the hosts is done. A ledger that cannot take it hides no error.
+            with contextlib.suppress(ApplianceError, OSError):
+                self._tell_of_failure(_code(error))
+            raise
         self._bundle.remember()
-        subject = {"site": self._site.name, "release": self.release_id}
-        record(self._home, "site.install", {**subject, "hosts": str(len(self._remotes))})
+        record(self._home, "site.install", self._subject())
+
+    def _tell_of_a_kill(self) -> None:
+        """The run before had no time to say that it ended."""
+        left = self._journal.unfinished()
+        if left is not None and not left.reason and left.release == self.release_id:
+            self._tell_of_failure("cut-off")
+
+    def _tell_of_failure(self, reason: str) -> None:
+        entries = self._journal.entries()
+        phase = {"phase": entries[-1].phase} if entries and entries[-1].phase else {}
+        subject = {**self._subject(), **phase, "reason": reason}
+        record(self._home, "site.install", subject, "failed")
+
+    def _subject(self) -> dict[str, str]:
+        hosts = str(len(self._remotes))
+        return {"site": self._site.name, "release": self.release_id, "hosts": hosts}
 
     def _acts(self) -> Mapping[str, Act]:
         return {
@@ -322,6 +345,13 @@ class SiteInstallation:
         except (OSError, ValueError) as error:
             answer = {"error": f"{error}"}
         return proof.gateway_places(answer if isinstance(answer, dict) else {})
+
+
+def _code(error: BaseException) -> str:
+    """Why a run failed, as the ledger holds it: no sentence, which could name anybody."""
+    if isinstance(error, ApplianceError):
+        return error.code
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else "internal-error"
 
 
 def _never_back(_release: str, _progress: Progress) -> None:

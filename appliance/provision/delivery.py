@@ -322,6 +322,8 @@ def _round(
         title = _("Copying to {n} hosts").format(n=len(wanted))
         with progress.task(title, total, "bytes") as task:
             ended, failed = try_each({name: remotes[name] for name in wanted}, send)
+            if failed:
+                task.note(_("(not all of it to {hosts})").format(hosts=", ".join(failed)))
         sent = {name: each for name, each in ended.items() if each is not None}
         return sent, failures | failed, again
     finally:

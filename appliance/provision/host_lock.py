@@ -47,7 +47,7 @@ def hold(remotes: Mapping[str, Remote], home: str, claim: Claim) -> Iterator[Cla
     taken, failures = try_each(remotes, lambda remote: _take(remote, home, claim))
     try:
         if failures:
-            raise one_error(failures)
+            raise _refusal(failures)
         yield claim
     finally:
         ours = {name: remote for name, remote in remotes.items() if name in taken}
@@ -55,6 +55,16 @@ def hold(remotes: Mapping[str, Remote], home: str, claim: Claim) -> Iterator[Cla
         try_each(
             ours, lambda remote: _ask(remote, {"do": "give-back", "home": home, "run": claim.run})
         )
+
+
+def _refusal(failures: Mapping[str, ApplianceError]) -> ApplianceError:
+    """Hosts that one operator holds are one fact, with one thing to do about it."""
+    busy = [error for error in failures.values() if isinstance(error, HostBusy)]
+    holders = {error.values["operator"] for error in busy}
+    if len(busy) < len(failures) or len(holders) != 1:
+        return one_error(failures)
+    since = min(error.values["since"] for error in busy)
+    return HostBusy(host=" ".join(failures), operator=holders.pop(), since=since)
 
 
 def break_locks(

@@ -19,6 +19,7 @@ from appliance.errors import (
     ApplianceError,
     ConnectionLost,
     DiskFull,
+    HostUnreachable,
     PlaybookFailed,
     SiteTaskFailed,
     SudoRefused,
@@ -210,9 +211,7 @@ def problem(
 def _error(step: Happened, remote: Remote | None, log: Path) -> ApplianceError:
     message, _arrow, remedy = (part.strip() for part in step.message.partition("→"))
     if remote is not None and step.result == "unreachable":
-        return remote.judge(255, message.encode()) or ConnectionLost(
-            host=step.host, address=remote.address, reason=message
-        )
+        return _unreachable(step, message, remote, log)
     if remote is not None and _SUDO.search(message):
         return SudoRefused(host=step.host, user=remote.user, reason=message)
     if _FULL.search(message):
@@ -222,3 +221,17 @@ def _error(step: Happened, remote: Remote | None, log: Path) -> ApplianceError:
         text = _("Put it right on the host, then run the same command again. All output: {log}")
         remedy = text.format(log=log)
     return SiteTaskFailed(host=step.host, task=step, message=message, remedy=remedy)
+
+
+def _unreachable(step: Happened, message: str, remote: Remote, log: Path) -> ApplianceError:
+    """Its address is right, for it was spoken to before: a host that is gone went during the run.
+
+    What else ssh may say (another key, a login that is refused) is the same error as everywhere.
+    """
+    judged = remote.judge(255, message.encode())
+    if judged is not None and not isinstance(judged, (HostUnreachable, ConnectionLost)):
+        return judged
+    said = message.rpartition("via ssh: ")[2].rstrip(".")
+    where = _("{said}. It was at '{task}'; all output: {log}")
+    reason = where.format(said=said, task=step, log=log)
+    return ConnectionLost(host=step.host, address=remote.address, reason=reason)

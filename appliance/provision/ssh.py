@@ -208,7 +208,7 @@ class Remote:
         return None
 
     def _connection_error(self, text: str) -> ApplianceError:
-        reason = _sentence(text.splitlines()[-1] if text else _("ssh gave no reason"))
+        reason = _sentence(text.splitlines()[-1] if text else _("It stopped answering"))
         place = {"host": self.name, "address": self.address}
         if "HOST IDENTIFICATION HAS CHANGED" in text:
             found = _OFFERED.search(text)

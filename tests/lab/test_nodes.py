@@ -157,10 +157,10 @@ def test_a_second_operator_waits_or_breaks_the_lock(lab: Lab, home: Path, tmp_pa
     assert json.loads(alice.stdout.readline())["n1"] == WHOLE
     bobs = tmp_path / "bob"
     error = _deliver(lab, site, bobs, "bob")["error"]
-    assert error["code"] == "several-hosts-failed" and "alice" in error["why"]
+    assert error["code"] == "host-busy" and "alice" in error["what"]
     alice.kill()
     alice.communicate()
-    assert "alice" in _deliver(lab, site, bobs, "bob")["error"]["why"]
+    assert "alice" in _deliver(lab, site, bobs, "bob")["error"]["what"]
     broken = _sovctl(lab, bobs, "site", "break-lock", site, "--yes")
     assert broken.returncode == 0 and broken.stdout.count("alice") == 3
     assert _deliver(lab, site, bobs, "bob") == {"n1": 0, "n2": 0, "n3": 0}

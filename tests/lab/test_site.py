@@ -6,108 +6,25 @@ The tests run in order on one site of three hosts, as an operator and then bad l
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
+from tests.lab.installed_site import BASE, InstalledSite
 from tests.lab.lab import Host, Lab
 from tests.lab.lab_site import write_site
-from tests.lab.site_bundle import SiteBundle, site_bundle
+from tests.lab.site_bundle import site_bundle
 
 pytestmark = [pytest.mark.timeout(2400)]
-
-BASE = "smollm2-135m-instruct"
-CHECKOUT = Path(__file__).resolve().parents[2]
-
-_ASK = """
-import httpx, openai, ssl, sys
-url, ca, key, model = sys.argv[1:5]
-trusted = ssl.create_default_context(cafile=ca)
-client = openai.OpenAI(base_url=url + "/v1", api_key=open(key).read().strip(),
-                       http_client=httpx.Client(verify=trusted, trust_env=False), max_retries=0)
-for number in range(int(sys.argv[5])):
-    answer = client.chat.completions.create(
-        model=model, max_tokens=4, messages=[{"role": "user", "content": f"Say {number}."}])
-    assert answer.usage.completion_tokens > 0, answer
-stream = client.chat.completions.create(
-    model=model, max_tokens=8, stream=True, messages=[{"role": "user", "content": "Count."}])
-assert sum(1 for part in stream if part.choices and part.choices[0].delta.content) > 1
-"""
 
 _TUNING = {
     "name": "letters", "base": BASE, "dataset": "icd10cm", "workers": 2, "steps": 4,
     "batch_rows": 8, "warmup_steps": 1, "checkpoint_every": 2, "max_length": 64,
     "evaluation": {"heldout": 4},
 }  # fmt: skip
-
-
-@dataclass
-class InstalledSite:
-    """A lab, a site file for it, and the operator's ``sovctl`` on the controller."""
-
-    lab: Lab
-    folder: Path
-    file: Path
-    bundle: SiteBundle
-
-    @property
-    def home(self) -> Path:
-        return self.folder / "home"
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {"SOVCTL_HOME": str(self.home), "PYTHONPATH": str(CHECKOUT), "CI": "true"}
-
-    def argv(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "appliance.cli.main", *words]
-
-    def sovctl(
-        self, *words: str, check: bool = True, timeout: float = 1500
-    ) -> subprocess.CompletedProcess[str]:
-        return self.lab.controller.run(
-            self.argv(*words), env=self.environment, check=check, timeout=timeout
-        )
-
-    def ask(self, *words: str) -> Any:
-        return json.loads(self.sovctl(*words, "--json").stdout)
-
-    def install(self, **options: Any) -> subprocess.CompletedProcess[str]:
-        return self.sovctl(
-            "install", str(self.bundle.path), "--trust", self.bundle.fingerprint,
-            "--site", str(self.file), "--json", **options,
-        )  # fmt: skip
-
-    @property
-    def endpoint(self) -> dict[str, str]:
-        content: dict[str, str] = json.loads(
-            (self.home / "sites/lab/endpoint.json").read_text(encoding="utf-8")
-        )
-        return content
-
-    def openai(self, model: str, times: int = 1) -> None:
-        """Ask as an application does: with the official client, over TLS, with a key."""
-        at = self.endpoint
-        command = [sys.executable, "-c", _ASK, at["url"], at["ca"], at["operator_key"], model]
-        self.lab.controller.run([*command, str(times)], timeout=180)
-
-    def await_replicas(self, wanted: int, adapter: str = "", seconds: float = 300) -> None:
-        """Until so many replicas answer, each with the adapter."""
-        deadline = time.monotonic() + seconds
-        while True:
-            done = self.sovctl("status", "--json", check=False)
-            status = json.loads(done.stdout) if done.returncode == 0 else {}
-            replicas = [r for r in status.get("serve", {}).get("replicas", ()) if r["ready"]]
-            if sum(adapter in json.dumps(each["adapters"]) for each in replicas) >= wanted:
-                return
-            assert time.monotonic() < deadline, done.stdout + done.stderr
-            time.sleep(2)
 
 
 @pytest.fixture(scope="module")

@@ -281,6 +281,20 @@ def test_another_controller_is_refused_until_the_lock_is_broken(
     assert not (tmp_path / "home" / "operator-lock").exists()
 
 
+def test_of_several_hosts_that_one_operator_holds_one_error_tells(tmp_path: Path) -> None:
+    home = str(tmp_path / "home")
+    with (
+        local_hosts(tmp_path / "connections", "n1", "n2") as remotes,
+        host_lock.hold({"n1": remotes["n1"]}, home, CLAIM),
+        pytest.raises(HostBusy) as busy,
+        host_lock.hold(remotes, home, Claim.of("bob@laptop", "laptop")),
+    ):
+        pass
+    what, _why, fix = busy.value.sentences()
+    assert "n1 n2" in what and "alice@desk" in what and CLAIM.since in what
+    assert "'sovctl site break-lock SITE_FILE n1 n2'" in fix
+
+
 def test_after_a_kill_the_same_controller_goes_on(host: Remote, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()

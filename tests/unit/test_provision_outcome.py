@@ -73,7 +73,7 @@ def test_a_long_message_is_cut() -> None:
         (
             "unreachable",
             "ssh: connect to host 10.0.0.1 port 22: No route to host",
-            "host-unreachable",
+            "connection-lost",
         ),
         ("unreachable", "Data could not be sent to remote host", "connection-lost"),
         ("unreachable", "Permission denied (publickey).", "login-refused"),
@@ -86,6 +86,13 @@ def test_what_ssh_and_sudo_say_is_the_same_error_as_everywhere(
     result: str, message: str, code: str
 ) -> None:
     assert _error(result, message).code == code
+
+
+def test_of_a_host_that_died_it_says_at_which_task_and_where_all_is_said() -> None:
+    prefix = "Task failed: Failed to connect to the host via ssh: "
+    _what, why, fix = _error("unreachable", f"{prefix}No route to host").sentences()
+    assert why == f"No route to host. It was at 'base: Do'; all output: {LOG}"
+    assert "run the same command again" in fix
 
 
 def test_a_task_may_bring_its_own_remedy() -> None:
