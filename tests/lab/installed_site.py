@@ -133,8 +133,10 @@ class InstalledSite:
         named = {**self.environment, "SOVCTL_HOME": str(home), "SUDO_USER": operator}
         with text.open("wb") as output:
             process = self.lab.controller.popen(
-                self.argv(*self._install), env=named, stdout=output, stderr=output
-            )
+                # A test run in the background ignores ^C, and so would all that it starts.
+                ["env", "--default-signal=INT", *self.argv(*self._install)],
+                env=named, stdout=output, stderr=output,
+            )  # fmt: skip
         return Attempt(process, text, artifacts, frozenset(artifacts.glob("*/stdout")))
 
     @property
