@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,12 @@ from tests.lab.site_bundle import SiteBundle
 
 BASE = "smollm2-135m-instruct"
 CHECKOUT = Path(__file__).resolve().parents[2]
+
+TUNING: Mapping[str, Any] = {
+    "name": "letters", "base": BASE, "dataset": "icd10cm", "workers": 2, "steps": 4,
+    "batch_rows": 8, "warmup_steps": 1, "checkpoint_every": 2, "max_length": 64,
+    "evaluation": {"heldout": 4},
+}  # fmt: skip
 
 _ASK = """
 import httpx, openai, ssl, sys

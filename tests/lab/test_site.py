@@ -13,18 +13,12 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
-from tests.lab.installed_site import BASE, InstalledSite
+from tests.lab.installed_site import BASE, TUNING, InstalledSite
 from tests.lab.lab import Host, Lab
 from tests.lab.lab_site import write_site
 from tests.lab.site_bundle import site_bundle
 
 pytestmark = [pytest.mark.timeout(2400)]
-
-_TUNING = {
-    "name": "letters", "base": BASE, "dataset": "icd10cm", "workers": 2, "steps": 4,
-    "batch_rows": 8, "warmup_steps": 1, "checkpoint_every": 2, "max_length": 64,
-    "evaluation": {"heldout": 4},
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +113,7 @@ def test_the_relay_wants_a_certificate(site: InstalledSite) -> None:
 
 def test_two_hosts_tune_and_every_replica_serves_the_adapter(site: InstalledSite) -> None:
     spec = site.folder / "tuning.yaml"
-    spec.write_text(yaml.safe_dump(_TUNING))
+    spec.write_text(yaml.safe_dump(TUNING))
     began = time.monotonic()
     site.sovctl("tune", "submit", str(spec))
     print(f"tuning over two hosts: {time.monotonic() - began:.0f} s")

@@ -1,8 +1,9 @@
 """One installation of a site that meets one misfortune after another, and ends up installed.
 
-The tests run in order on two hosts: each is what happens to the next ``sovctl install``, which goes
-on where the one before stopped. What fails says which host, why, and what to type; nothing that was
-done is done again; and of a controller that is gone nothing is left.
+The tests run in order on two hosts, each a trust domain of its own: one serves, the other tunes.
+Each is what happens to the next ``sovctl install``, which goes on where the one before stopped.
+What fails says which host, why, and what to type; nothing that was done is done again; and of a
+controller that is gone nothing is left.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.lab.installed_site import BASE, InstalledSite
+from appliance.manifests import site_ports as ports
+from tests.lab.installed_site import BASE, TUNING, InstalledSite
 from tests.lab.lab import Host, Lab
-from tests.lab.lab_site import write_site
+from tests.lab.lab_site import site_of, write_site
 from tests.lab.site_bundle import site_bundle
 
 pytestmark = [pytest.mark.timeout(900)]
@@ -32,7 +35,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InstalledSite]:
     bundle = site_bundle()
     folder = tmp_path_factory.mktemp("site")
     with Lab.up(folder / "lab", hosts=2, shared=folder / "shared", disk=_DISK) as lab:
-        yield InstalledSite(lab, folder, write_site(lab, folder), bundle)
+        file = write_site(lab, folder, site_of(lab, domains="apart"))
+        yield InstalledSite(lab, folder, file, bundle)
 
 
 # --- while the release is copied ------------------------------------------------------------------
@@ -143,6 +147,28 @@ def test_a_second_operator_is_refused_and_the_first_comes_to_the_end(site: Insta
     site.openai(BASE)
 
 
+def test_neither_domain_reaches_the_others_ray(site: InstalledSite) -> None:
+    """Both listen; the gateway reaches what it needs, Prometheus what it asks, and nobody more."""
+    n1, n2 = site.lab.hosts
+    for host in (n1, n2):
+        assert f"{host.cluster}:{ports.GCS}" in host.ssh("ss -H -ltn").stdout
+    asked = {ports.METRICS_EXPORT, ports.NODE_EXPORTER, ports.RELAY_DASHBOARD}
+    for user in ("root", "sovctl"):
+        assert _open_to(n2, n1, user) == set()
+        assert _open_to(n1, n2, user) <= asked
+    assert ports.RELAY_DASHBOARD in _open_to(n1, n2, "sovctl")
+
+
+def test_what_one_domain_tuned_the_other_serves(site: InstalledSite) -> None:
+    spec = site.folder / "tuning.yaml"
+    spec.write_text(yaml.safe_dump({**TUNING, "workers": 1}))
+    site.sovctl("tune", "submit", str(spec))
+    assert site.ask("adapters", "show", "letters")["card"]["training"]["no_way_out"]
+    site.sovctl("adapters", "promote", "letters")
+    site.sovctl("adapters", "load", "letters")
+    site.openai(f"{BASE}:letters")
+
+
 def test_the_ledger_tells_of_every_try(site: InstalledSite) -> None:
     assert site.sovctl("audit", "verify").returncode == 0
     tries = [
@@ -158,6 +184,25 @@ def test_the_ledger_tells_of_every_try(site: InstalledSite) -> None:
         ("failed", "configure", "interrupted"),
         ("ok", None, None),
     ]
+
+
+_CONNECT = """
+import socket, sys
+for port in map(int, sys.argv[2:]):
+    with socket.socket() as s:
+        s.settimeout(0.5)
+        if s.connect_ex((sys.argv[1], port)) == 0:
+            print(port)
+"""
+
+
+def _open_to(host: Host, other: Host, user: str) -> set[int]:
+    """Which of the site's ports a user of one host reaches on another."""
+    alone = (value for name, value in vars(ports).items() if name.isupper())
+    wanted = [p for value in alone for p in (value if isinstance(value, range) else [value])]
+    tried = " ".join(str(port) for port in wanted if port not in ports.COLLECTIVE[8:])
+    command = f"runuser -u {user} -- python3 - {other.cluster} {tried}"
+    return {int(port) for port in host.ssh(command, stdin=_CONNECT).stdout.split()}
 
 
 # --- what can be seen from outside ----------------------------------------------------------------
