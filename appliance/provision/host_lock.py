@@ -56,16 +56,6 @@ def hold(remotes: Mapping[str, Remote], home: str, claim: Claim) -> Iterator[Cla
         )
 
 
-def _refusal(failures: Mapping[str, ApplianceError]) -> ApplianceError:
-    """Hosts that one operator holds are one fact, with one thing to do about it."""
-    busy = [error for error in failures.values() if isinstance(error, HostBusy)]
-    holders = {error.values["operator"] for error in busy}
-    if len(busy) < len(failures) or len(holders) != 1:
-        return one_error(failures)
-    since = min(error.values["since"] for error in busy)
-    return HostBusy(host=" ".join(failures), operator=holders.pop(), since=since)
-
-
 def break_locks(remotes: Mapping[str, Remote], home: str) -> dict[str, Mapping[str, Any] | None]:
     """Take the lock of each host away from whoever has it; return who had it."""
     return on_each(remotes, lambda remote: _ask(remote, {"do": "break", "home": home}))
@@ -89,3 +79,13 @@ def _ask(remote: Remote, request: Mapping[str, Any]) -> Mapping[str, Any] | None
         raise failure
     held: Mapping[str, Any] | None = answer["held"]
     return held
+
+
+def _refusal(failures: Mapping[str, ApplianceError]) -> ApplianceError:
+    """Hosts that one operator holds are one fact, with one thing to do about it."""
+    busy = [error for error in failures.values() if isinstance(error, HostBusy)]
+    holders = {error.values["operator"] for error in busy}
+    if len(busy) < len(failures) or len(holders) != 1:
+        return one_error(failures)
+    since = min(error.values["since"] for error in busy)
+    return HostBusy(host=" ".join(failures), operator=holders.pop(), since=since)
