@@ -214,21 +214,21 @@ def _is_loopback(text: str) -> bool:
 def peers(on: Subject) -> Iterator[HostFinding]:
     """Over the cluster network the host reaches those it will work with.
 
-    A sealed site answers no SSH there, so that one refusing is as good as one answering.
+    A sealed host lets no SSH through there, out or in, so that its refusal is as good as an answer.
     """
     met = {each.name: each for each in on.facts.connections or ()}
     others = peers_of(on.site, on.host)
     if not others:
         yield on.passed(_("no other host to reach"))
         return
-    sealed = on.facts.service("sovctl-egress")
     lost = []
     for peer in others:
         each = met.get(f"peer {peer.name}")
         reached = each is not None and each.outcome in {"open", "refused"}
-        if not reached and not (sealed and each is not None and each.outcome != "timeout"):
+        behind_seal = on.facts.sealed or peer.name in on.sealed
+        if not reached and not (behind_seal and each is not None and each.outcome != "timeout"):
             lost.append(f"{peer.name} ({each.outcome if each else _('not tried')})")
-    if sealed and not lost:
+    if on.facts.sealed and not lost:
         yield on.passed(_("sealed: {n} hosts").format(n=len(others)))
     elif lost:
         yield on.failed(

@@ -245,6 +245,12 @@ class HostFacts:
             None,
         )
 
+    @property
+    def sealed(self) -> bool:
+        """Whether its seal is closed, or being closed: a run may have ended before it was confirmed
+        and kept by its service."""
+        return self.service("sovctl-egress") or "inet sovctl" in (self.firewall or ())
+
     def service(self, name: str) -> bool:
         """Whether a systemd service is active or about to be."""
         return (self.services or {}).get(name) in {"active", "activating", "reloading"}

@@ -57,16 +57,6 @@ def hold(remotes: Mapping[str, Remote], home: str, claim: Claim) -> Iterator[Cla
         )
 
 
-def _refusal(failures: Mapping[str, ApplianceError]) -> ApplianceError:
-    """Hosts that one operator holds are one fact, with one thing to do about it."""
-    busy = [error for error in failures.values() if isinstance(error, HostBusy)]
-    holders = {error.values["operator"] for error in busy}
-    if len(busy) < len(failures) or len(holders) != 1:
-        return one_error(failures)
-    since = min(error.values["since"] for error in busy)
-    return HostBusy(host=" ".join(failures), operator=holders.pop(), since=since)
-
-
 def break_locks(
     remotes: Mapping[str, Remote], home: str
 ) -> tuple[dict[str, Mapping[str, Any] | None], dict[str, ApplianceError]]:
@@ -99,3 +89,13 @@ def _ask(remote: Remote, request: Mapping[str, Any]) -> Mapping[str, Any] | None
     if held is not None and not isinstance(held, dict):
         raise remote.failed(["lock"], _("It did not say who holds the lock."))
     return held
+
+
+def _refusal(failures: Mapping[str, ApplianceError]) -> ApplianceError:
+    """Hosts that one operator holds are one fact, with one thing to do about it."""
+    busy = [error for error in failures.values() if isinstance(error, HostBusy)]
+    holders = {error.values["operator"] for error in busy}
+    if len(busy) < len(failures) or len(holders) != 1:
+        return one_error(failures)
+    since = min(error.values["since"] for error in busy)
+    return HostBusy(host=" ".join(failures), operator=holders.pop(), since=since)

@@ -112,7 +112,8 @@ def examine(
             threads.map(lambda host: _see(site, host, remotes[host.name], task), site.hosts)
         )
         known = {each.host.name: each.facts for each in seen if each.facts is not None}
-        findings = [finding for each in seen for finding in _judged(site, needs, each)]
+        sealed = frozenset(name for name, facts in known.items() if facts.sealed)
+        findings = [finding for each in seen for finding in _judged(site, needs, each, sealed)]
         findings += _same_storage(site, needs, remotes, known, threads)
     findings += between(known)
     return Report(
@@ -124,7 +125,9 @@ def examine(
     )
 
 
-def _judged(site: Site, needs: BundleNeeds | None, seen: _Seen) -> Iterator[HostFinding]:
+def _judged(
+    site: Site, needs: BundleNeeds | None, seen: _Seen, sealed: frozenset[str]
+) -> Iterator[HostFinding]:
     if seen.trouble is not None:
         yield seen.trouble
     if seen.facts is None:
@@ -132,9 +135,8 @@ def _judged(site: Site, needs: BundleNeeds | None, seen: _Seen) -> Iterator[Host
     name = seen.host.name
     text = _("answered in {n} ms").format(n=seen.milliseconds)
     yield HostFinding(name, "reachable", "pass", text)
-    yield from judge(
-        Subject(site, seen.host, host_needs(site, seen.host, needs), seen.facts, seen.meeting)
-    )
+    wanted = host_needs(site, seen.host, needs)
+    yield from judge(Subject(site, seen.host, wanted, seen.facts, seen.meeting, sealed=sealed))
 
 
 # --- asking one host ------------------------------------------------------------------------------

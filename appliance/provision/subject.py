@@ -31,7 +31,7 @@ class Meeting:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What every check of one host is given."""
+    """What every check of one host is given. ``sealed`` are the hosts whose seal is closed."""
 
     site: Site
     host: Host
@@ -39,6 +39,7 @@ class Subject:
     facts: HostFacts
     meeting: Meeting
     check: str = ""
+    sealed: frozenset[str] = frozenset()
 
     def under(self, check: str) -> Subject:
         """The same for the check of that name, which its findings will bear."""

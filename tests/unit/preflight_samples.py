@@ -132,11 +132,13 @@ def judged(
     of: Site | None = None,
     bundle: BundleNeeds | None = None,
     meeting: Meeting = MET,
+    sealed: frozenset[str] = frozenset(),
 ) -> tuple[HostFinding, ...]:
     """What the checks say of host n1."""
     here = of or site()
     host = here.host("n1")
-    return judge(Subject(here, host, host_needs(here, host, bundle), facts, meeting))
+    wanted = host_needs(here, host, bundle)
+    return judge(Subject(here, host, wanted, facts, meeting, sealed=sealed))
 
 
 def answer(facts: object) -> bytes:

@@ -197,6 +197,21 @@ def test_a_sealed_site_is_not_blamed_for_its_seal() -> None:
     assert {f.level for f in judged(facts) if f.check == "peers"} == {"pass"}
 
 
+def test_a_seal_that_was_not_confirmed_yet_is_a_seal() -> None:
+    refused = tuple(replace(c, outcome="unreachable") for c in fit().connections or ())
+    facts = replace(fit(), connections=refused, firewall=("inet sovctl",))
+    assert {f.level for f in judged(facts) if f.check == "peers"} == {"pass"}
+
+
+def test_a_host_that_is_not_sealed_may_be_refused_by_one_that_is() -> None:
+    """A run was cut off between one host and the next, or this host is new."""
+    refused = tuple(replace(c, outcome="unreachable") for c in fit().connections or ())
+    facts = replace(fit(), connections=refused)
+    peers = frozenset(host.name for host in site().hosts) - {"n1"}
+    assert {f.level for f in judged(facts) if f.check == "peers"} == {"fail"}
+    assert {f.level for f in judged(facts, sealed=peers) if f.check == "peers"} == {"pass"}
+
+
 def test_space_is_counted_to_the_byte_and_without_what_is_there() -> None:
     facts = with_folder(folder("/var/lib/sovctl", device=2, mount="/data"))
     wanted = bundle()
