@@ -6,9 +6,10 @@ The same as :mod:`appliance.install.runtime` does on one machine, for a host tha
 ``uv`` comes out of its own wheel in the release, gets no index, no proxy and no configuration, runs
 in a network namespace without any interface, and must find every file's hash in the requirements.
 The mark ``venv/.complete`` is written last and holds the digest of those; a half made environment
-is removed and made again.
+is removed and made again. One at a time: whom a silent link lost goes on, and is waited for.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -79,8 +80,9 @@ def run(command, cache):
     }
     alone = ["unshare", "--net", "--", *map(str, command)]
     done = subprocess.run(
-        alone, env=environment, capture_output=True, text=True, cwd="/", check=False
-    )
+        alone, env=environment, capture_output=True, text=True, cwd="/", check=False,
+        close_fds=False,  # it holds the lock too, and may outlive us
+    )  # fmt: skip
     if done.returncode != 0:
         sys.exit("\n".join((done.stdout + done.stderr).strip().splitlines()[-12:]))
 
@@ -94,6 +96,11 @@ def main(release, cache):
     machine = (python, platform.system().lower(), platform.machine())
     lock = requirements(release, manifest, machine, cuda)
     venv = release / "venv"
+    alone = cache.with_name("runtime.lock").open("w")
+    os.set_inheritable(alone.fileno(), True)
+    fcntl.flock(alone, fcntl.LOCK_EX)
+    if (venv / ".complete").exists():
+        return  # by the one we waited for
     if venv.exists():
         shutil.rmtree(venv)
     uv = unpack_uv(release, cache)
