@@ -165,7 +165,7 @@ def test_two_bare_hosts_become_what_the_site_says(bookworm: OsSite) -> None:
     # Before anything is there, check mode tells what would change, and changes nothing.
     before = n1.ssh("find /etc -newer /etc/hostname -type f | sort").stdout
     said = bookworm.play("--check", "--diff")
-    assert all(count > 10 for count in changed(said).values()), said
+    assert all(count > 5 for count in changed(said).values()), said  # tasks, of several files each
     assert "+net.ipv4.ip_local_port_range" in said
     assert n1.ssh("find /etc -newer /etc/hostname -type f | sort").stdout == before
     assert "no such user" in n1.ssh("id sovctl 2>&1", check=False).stdout
