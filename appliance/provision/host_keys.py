@@ -35,9 +35,8 @@ if TYPE_CHECKING:
     from appliance.manifests.site import Host, Site
 
 _TYPES = "ed25519,ecdsa,rsa"
-_SCAN_S = (
-    CONNECT_S * 6.0
-)  # a host that sends a byte now and then keeps ssh-keyscan waiting for ever
+# A host that sends a byte now and then would keep ssh-keyscan waiting for ever.
+_SCAN_S = CONNECT_S * 6.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ def test_a_controller_that_is_killed_leaves_nothing_running(site: InstalledSite)
     attempt = site.begin()
     attempt.until(lambda: all(_arrived(host) > _SOME for host in site.lab.hosts))
     attempt.kill()
-    _await(lambda: not _busy(site.lab), "what the killed controller had started still runs")
+    assert _becomes(lambda: not _busy(site.lab)), _busy(site.lab)
     for host in site.lab.hosts:  # who holds it is this controller, which need not ask itself
         assert "alice" in (_home(host) / "operator-lock").read_text()
 
@@ -113,7 +113,7 @@ def test_a_controller_killed_while_it_configures_leaves_nothing_running(
     attempt = site.begin()
     attempt.until(lambda: all(_unpacking(host) for host in site.lab.hosts))
     attempt.kill()
-    _await(lambda: not _busy(site.lab), "what the killed controller had started still runs")
+    assert _becomes(lambda: not _busy(site.lab)), _busy(site.lab)
 
 
 def test_an_interrupted_installation_ends_clean_and_says_how_to_go_on(site: InstalledSite) -> None:
@@ -126,7 +126,7 @@ def test_an_interrupted_installation_ends_clean_and_says_how_to_go_on(site: Inst
     ended = attempt.end(seconds=60)
     assert ended.status == _INTERRUPTED, ended.said
     assert "Run the same command again" in ended.said and "Traceback" not in ended.said, ended.said
-    _await(lambda: not _ours(site.lab), "what the interrupted command had started still runs")
+    assert _becomes(lambda: not _ours(site.lab)), _ours(site.lab)
     for host in site.lab.hosts:
         assert not (_home(host) / "operator-lock").exists()
 
@@ -259,8 +259,11 @@ def _busy(lab: Lab) -> dict[int, str]:
     return {pid: command for pid, command in _ours(lab).items() if not command.endswith("[mux]")}
 
 
-def _await(reached: Callable[[], bool], otherwise: str, seconds: float = 60) -> None:
+def _becomes(so: Callable[[], bool], seconds: float = 60) -> bool:
+    """Whether something is so before long."""
     deadline = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < deadline, otherwise
+    while not so():
+        if time.monotonic() > deadline:
+            return False
         time.sleep(0.1)
+    return True
